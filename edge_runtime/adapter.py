@@ -1,0 +1,178 @@
+"""The contract for adapters: code that talks to a kind of device. Small and stable; an adapter imports nothing else of us.
+
+    class Weather(Adapter):
+        \"\"\"Reads a weather station over its line protocol.\"\"\"      # shown by `edge-runtime adapters weather`
+        class Options(adapter.Options):  port: str = Field(description="Serial port")
+        class Point(adapter.Point):      field: int = Field(description="Column in the station's line")
+
+        async def open(self) -> None: ...
+        async def read(self) -> Sequence[Sample]: ...
+        async def close(self) -> None: ...
+
+The rules (edge_runtime.testing.AdapterSuite checks them on any adapter):
+
+1. `open` makes one attempt. Reconnecting, timeouts, back-off and cadence are the runtime's.
+2. `read` of a polled adapter asks the device once; of a pushed one it waits for what comes. Both return samples made by
+   `context.sample(...)`. It may be cancelled at any await and called again; a late answer to a cancelled request must
+   never be taken for the answer to the next one.
+3. What could not be read is None with a reason in `faults`. Never the last value, never 0.
+4. Whatever fails raises LinkLost, Unusable or Exhausted, never an error of an outside library.
+5. `close` may be called at any time, also twice, also after a failed `open`.
+6. Importing the module must not import the outside library; `open` does (and raises Unusable if it is missing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, EdgeError, Message
+from edge_runtime.records import Sample, Stamp, Value
+
+__all__ = [
+    "Adapter",
+    "Address",
+    "BrokerError",
+    "Bus",
+    "Connection",
+    "Context",
+    "Exhausted",
+    "Field",
+    "Line",
+    "LinkLost",
+    "Message",
+    "Options",
+    "Point",
+    "Sample",
+    "Stamp",
+    "Unusable",
+    "Value",
+    "model_validator",
+]
+
+
+class LinkLost(EdgeError):
+    """The device does not answer or the connection broke: the runtime closes, waits (back-off) and opens again."""
+
+
+class Unusable(EdgeError):
+    """It cannot work like this (missing library, unknown register, no such file): shown to the person who configures;
+    tried again only rarely."""
+
+
+class Exhausted(Exception):
+    """The source has come to its end (a file, a recording). The device is done; this is no failure."""
+
+
+class Options(BaseModel):
+    """Base of an adapter's options: unknown keys are refused, every field has a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Point(Options):
+    """One declared value of a device. An adapter adds where to find it (register, topic path, column)."""
+
+    name: str = Field(description="Name of the point, unique in the device", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+    unit: str = Field("", description="Unit of the scaled value (SenML/UCUM code: Cel, bar, 1/min, A, ...)")
+    description: str = Field("", description="For people")
+    scale: float = Field(1.0, description="value = raw * scale + offset (numbers only)")
+    offset: float = Field(0.0, description="value = raw * scale + offset (numbers only)")
+    low: float | None = Field(None, description="Below it (after scaling) the quality is bad: out of range")
+    high: float | None = Field(None, description="Above it (after scaling) the quality is bad: out of range")
+    sentinels: tuple[float, ...] = Field((), description="Raw values by which the device says 'no value' (32767, -9999, ...)")
+    deadband: float | None = Field(None, ge=0, description="Forwarded only when it moved by more than this (absolute)")
+    silence_max_s: float | None = Field(None, gt=0, description="... or when nothing was forwarded for this long")
+
+    @model_validator(mode="after")
+    def _range_is_a_range(self) -> Point:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+@dataclass
+class Line:
+    """The physical line that devices share (a serial port, a TCP connection). The runtime lets one device at a time use it,
+    in order of asking; `shared` is the adapter's own place for what the devices on it have in common (a client)."""
+
+    key: str
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    shared: Any = None
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the runtime gives to an adapter."""
+
+    device: str
+    options: Any
+    points: tuple[Any, ...]
+    clock: Clock
+    dice: Dice
+    line: Line
+    bus: Bus
+    log: Any
+    resolve: Callable[[str], Path] = Path
+    """Makes a path of the configuration absolute (relative ones are relative to the configuration file)."""
+
+    def sample(
+        self,
+        values: Mapping[str, Value],
+        faults: Mapping[str, str] | None = None,
+        *,
+        stamp: Stamp | None = None,
+        message_id: str = "",
+    ) -> Sample:
+        """A raw sample, by point name. A declared point that is in neither mapping gets the fault "missing"."""
+        bad = dict(faults or {})
+        row: list[Value] = []
+        for point in self.points:
+            value = None if point.name in bad else values.get(point.name)
+            if value is None and point.name not in bad:
+                bad[point.name] = "missing"
+            row.append(value)
+        return Sample(self.device, stamp or self.clock.now(), tuple(row), bad, message_id)
+
+
+class Adapter(ABC):
+    """One device. See the module's text for the rules."""
+
+    mode: ClassVar[Literal["polled", "pushed"]] = "polled"
+    Options: ClassVar[type[Options]] = Options
+    Point: ClassVar[type[Point]] = Point
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @classmethod
+    def line(cls, device: str, options: Any) -> str:
+        """Key of the physical line; devices with one key take turns. By default each device has its own."""
+        return device
+
+    @property
+    def redelivers(self) -> bool:
+        """True: what is not acknowledged is delivered again after a reconnect. Its samples go through the input journal
+        and are acknowledged when they are on disk."""
+        return False
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def read(self) -> Sequence[Sample]: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    async def acknowledge(self, samples: Sequence[Sample]) -> None:
+        """These samples, the oldest that `read` returned and that were not acknowledged yet, are on disk. Only called
+        where `redelivers`; in the order of `read`. Must not raise when the connection is gone: the source asks again."""
+        return None

@@ -1,0 +1,160 @@
+"""The whole configuration, validated: one YAML file (JSON is YAML). Every key has a description; unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+"""Names stand in MQTT topics and file names: letters, digits, - and _."""
+
+Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Broker(Section):
+    """The local MQTT broker."""
+
+    mode: Literal["none", "external", "hosted"] = Field(
+        "none", description="none: no local broker; external: connect to `url`; hosted: start one as a child process"
+    )
+    url: str = Field("mqtt://127.0.0.1:1883", description="mqtt://[user:password@]host[:port] or mqtts://...", examples=["mqtt://127.0.0.1:1883"])
+    program: Literal["auto", "mosquitto", "iotcore"] = Field(
+        "auto", description="hosted: which broker to start; auto takes mosquitto where it is installed, else the embedded iotcore"
+    )
+    queued_messages_max: int = Field(100_000, ge=1, description="hosted mosquitto: QoS 1 messages kept for a client that is away")
+
+
+class Device(Section):
+    """A PLC, a sensor, a camera."""
+
+    adapter: str = Field(description="Name of the adapter: see `edge-runtime adapters`")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter: see `edge-runtime adapters NAME`")
+    points: list[dict[str, Any]] = Field(min_length=1, description="The declared values: see `edge-runtime adapters NAME`")
+    period_s: Seconds = Field(1.0, description="Polled adapters: how often to read (absolute deadlines, no drift)")
+    timeout_s: Seconds = Field(1.0, description="A read or connect that takes longer is given up")
+    backoff_s_max: Seconds = Field(30.0, description="Longest wait between two attempts to reach a device that is gone")
+
+
+class Window(Section):
+    """Which samples a model eats. Give `count` (and `step`) or `length_s` (and `step_s`)."""
+
+    count: int | None = Field(None, ge=1, le=1_000_000, description="Samples in a window")
+    step: int | None = Field(None, ge=1, description="Samples from one window's start to the next (default: count, tumbling)")
+    length_s: Seconds | None = Field(None, description="Length of a window in seconds")
+    step_s: Seconds | None = Field(None, description="Seconds from one window's start to the next (default: length_s, tumbling)")
+    rows_max: int = Field(100_000, ge=1, le=1_000_000, description="Windows by time: most samples kept; older ones make the window bad")
+    gap_s_max: Seconds | None = Field(None, description="Two samples further apart than this are a gap: the open window is discarded")
+    bad: Literal["discard", "skip", "hold"] = Field(
+        "discard",
+        description="A sample with a bad value: discard the window it is in; skip the sample; "
+        "hold: the last good value stands in (counted in `filled`)",
+    )
+    filled_max: int = Field(0, ge=0, description="hold: a window with more values filled in than this is discarded")
+
+
+class Rule(Section):
+    """Raises and clears an event."""
+
+    name: Name = Field(description="Name of the rule, unique in the pipeline")
+    output: str = Field(description="Output of the model (or POINT.min, POINT.mean, POINT.max, POINT.last without a model)")
+    above: float | Literal["model"] | None = Field(None, description="Raise above this; `model`: the artefact's own threshold")
+    below: float | None = Field(None, description="Raise below this")
+    hysteresis: float = Field(0.0, ge=0, description="Clear only when this far back inside the limit")
+    raise_after_s: float = Field(0.0, ge=0, description="Raise only when it has lasted this long")
+    clear_after_s: float = Field(0.0, ge=0, description="Clear only when it has been over for this long")
+    severity: Literal["info", "warning", "critical"] = Field("warning", description="For people and dashboards")
+
+
+class Pipeline(Section):
+    """Points -> window -> model -> rules. Without `window`, every sample is forwarded as it is."""
+
+    device: Name = Field(description="The device whose samples it takes")
+    points: list[str] | None = Field(None, min_length=1, description="Points in the model's order (default: all, as declared)")
+    window: Window | None = Field(None, description="Which samples make a window; without it every sample is forwarded")
+    model: str | None = Field(None, description="Model: a name under `models_dir` or a folder; none: min, mean, max, last of each point")
+    engine: Literal["auto", "tflite", "openvino"] = Field("auto", description="auto: the fastest that passes its known answers here")
+    accelerator: str = Field("cpu", description="cpu, gpu, npu, edgetpu: the first choice; cpu is always the last one")
+    rules: list[Rule] = Field(default_factory=list, description="Events to raise and clear")
+    queue_max: int = Field(1_000, ge=1, description="Samples that may wait here; beyond it the oldest of a polled source are dropped and counted")
+
+
+class MqttSink(Section):
+    """Results to an MQTT broker."""
+
+    type: Literal["mqtt"]
+    url: str = Field(description="mqtt://[user:password@]host[:port] or mqtts://..., or `local` for the local broker")
+    receiver: Name | None = Field(
+        None,
+        description="Name of the receiver that sends receipts (`edge-runtime receive --name`): batches, each record exactly once. "
+        "Without it: one message a record, to the broker only, at least once",
+    )
+    lanes: list[Literal["gap", "event", "result", "sample"]] = Field(
+        default=["gap", "event", "result", "sample"], min_length=1, description="Which records go there"
+    )
+    batch_records_max: int = Field(500, ge=1, le=10_000, description="Most records in a batch")
+    timeout_s: Seconds = Field(5.0, description="Without a receipt (or PUBACK) for this long the far end counts as away")
+    ca_file: str = Field("", description="CA certificate for mqtts")
+    cert_file: str = Field("", description="Client certificate for mqtts")
+    key_file: str = Field("", description="Client key for mqtts")
+
+
+class HttpsSink(Section):
+    """Results to `edge-runtime receive` or anything that speaks its two requests, over HTTP(S)."""
+
+    type: Literal["https"]
+    url: str = Field(description="https://host[:port][/prefix] (http:// for tests and trusted networks)")
+    token_file: str = Field("", description="File with a bearer token")
+    lanes: list[Literal["gap", "event", "result", "sample"]] = Field(
+        default=["gap", "event", "result", "sample"], min_length=1, description="Which records go there"
+    )
+    batch_records_max: int = Field(500, ge=1, le=10_000, description="Most records in a batch")
+    timeout_s: Seconds = Field(5.0, description="A request that takes longer is given up and sent again")
+    ca_file: str = Field("", description="CA certificate to trust (default: the system's)")
+
+
+AnySink = Annotated[MqttSink | HttpsSink, Field(discriminator="type")]
+
+
+class Outbox(Section):
+    """What is on disk and not yet delivered."""
+
+    file: str = Field("outbox.db", description="SQLite file, relative to `data_dir`")
+    size_bytes_max: int = Field(256 * 2**20, ge=2**20, description="Most bytes on disk, WAL included; checked before the write")
+    journal_rows_max: int = Field(100_000, ge=100, description="Samples of sources that ask again, waiting for their window; beyond it they wait at the source")
+    drain_s_max: Seconds = Field(5.0, description="How long a clean stop goes on delivering; what is left stays on disk")
+
+
+class Log(Section):
+    """The log on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level shown")
+    format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON lines")
+
+
+class Config(Section):
+    """One gateway."""
+
+    site: Name = Field(description="The site: gateways of one site find each other")
+    gateway: Name = Field(description="Name of this gateway, unique in the site")
+    data_dir: str = Field("data", description="Folder for the outbox and the broker's files, relative to this file")
+    models_dir: str = Field("models", description="Folder with the models, relative to this file; shipped models are found anyway")
+    broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
+    devices: dict[Name, Device] = Field(min_length=1, description="What is connected, by name")
+    pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What is done with it, by name")
+    sinks: dict[Name, AnySink] = Field(default_factory=dict, description="Where records go, by name")
+    outbox: Outbox = Field(default_factory=Outbox, description="What is on disk and not yet delivered")
+    log: Log = Field(default_factory=Log, description="The log on standard error")
+
+
+class Loaded(BaseModel):
+    """A valid configuration and the folder that its relative paths start from."""
+
+    config: Config
+    folder: Path

@@ -1,0 +1,211 @@
+"""The seams: everything a service needs of the world, as Protocols. gateway.py plugs the real ones, testing/ the seeded ones.
+
+| port       | real                    | in a test or the simulator        |
+|------------|-------------------------|-----------------------------------|
+| Clock      | board/system.py         | testing/loop.py                   |
+| Dice       | board/system.py         | testing/loop.py (seeded)          |
+| Worker     | board/system.py         | testing/loop.py (inline)          |
+| Bus        | bus/broker.py           | testing/network.py                |
+| Database   | outbox/database.py      | testing/disk.py                   |
+| Sink       | outbox/sinks/*.py       | testing/sink.py                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+
+from edge_runtime.records import Lane, Record, Stamp
+
+T = TypeVar("T")
+
+
+class EdgeError(Exception):
+    """A failure that a person can act on: what is wrong (`cause`) and what to do about it (`hint`)."""
+
+    def __init__(self, cause: str, hint: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.cause} ({self.hint})" if self.hint else self.cause
+
+
+# --- time, chance, threads -------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Time. Waiting is asyncio's own (asyncio.sleep, asyncio.timeout): the simulator owns the event loop."""
+
+    def now(self) -> Stamp: ...
+
+    def mono_ns(self) -> int:
+        """Nanoseconds since boot; never goes back; the same scale as `now().mono_ns`."""
+        ...
+
+
+class Dice(Protocol):
+    """Chance, for jitter and names only; never for security."""
+
+    def uniform(self, low: float, high: float) -> float: ...
+
+    def token(self) -> str:
+        """16 hex digits, never seen before."""
+        ...
+
+
+class Worker(Protocol):
+    """One thread that does blocking work, one call after the other."""
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """A call that has begun is finished even if the caller is cancelled."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# --- MQTT ------------------------------------------------------------------------------------------------------------
+
+
+class BrokerError(EdgeError):
+    """The broker could not be reached, refused us, or went away."""
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a broker is and as whom to connect."""
+
+    host: str
+    port: int = 1883
+    client_id: str = ""
+    clean: bool = True
+    username: str = ""
+    password: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    tls: bool = False
+    keepalive_s: int = 5
+
+
+class Will(msgspec.Struct, frozen=True):
+    """What the broker says in our name when we are gone."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = True
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message as it came in. `mid` and `generation` belong to its acknowledgement and to nothing else."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    duplicate: bool
+    mid: int
+    generation: int
+
+
+class Connection(Protocol):
+    """One connection to one broker, from CONNACK until it is lost. It never reconnects: who holds it opens a new one."""
+
+    @property
+    def session_present(self) -> bool: ...
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
+        """Returns when QoS 0 is handed to the socket, or QoS 1 is acknowledged by the broker. Waits while the in-flight
+        window is full. Raises BrokerError when the connection is lost."""
+        ...
+
+    async def subscribe(self, *filters: str, qos: int = 1) -> None:
+        """Raises BrokerError when the broker refuses one of them (it names the filter)."""
+        ...
+
+    async def receive(self) -> Message:
+        """The next message; may be cancelled without losing one. Raises BrokerError when the connection is lost and
+        everything that had come in before was handed out."""
+        ...
+
+    def acknowledge(self, message: Message) -> None:
+        """PUBACK for a QoS 1 message, in order of arrival. One of another generation is ignored."""
+        ...
+
+    async def close(self) -> None:
+        """A clean DISCONNECT: the broker does not send the will."""
+        ...
+
+
+class Bus(Protocol):
+    """Opens MQTT connections."""
+
+    async def connect(self, address: Address, *, will: Will | None = None, timeout_s: float = 5.0) -> Connection:
+        """One attempt. Raises BrokerError with the broker's own reason."""
+        ...
+
+
+# --- SQLite ----------------------------------------------------------------------------------------------------------
+
+
+class Database(Protocol):
+    """The part of sqlite3.Connection that the store uses. It raises sqlite3's own errors."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Iterable[Any]: ...
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """Files of the outbox: opens a database, tells sizes, sets a broken one aside."""
+
+    def open(self, path: Path) -> Database: ...
+
+    def size_bytes(self, path: Path) -> int:
+        """Bytes of the database with its -wal and -shm files; 0 if it is not there."""
+        ...
+
+    def set_aside(self, path: Path) -> Path:
+        """Renames the database (with its -wal and -shm) to a new name beside it; never overwrites, never deletes."""
+        ...
+
+
+# --- sinks -----------------------------------------------------------------------------------------------------------
+
+
+class SinkError(EdgeError):
+    """The far end did not take what we sent. The batch stays in the outbox; delivery tries again."""
+
+
+Ranges = tuple[tuple[int, int], ...]
+"""Sorted, disjoint, not adjacent, both ends included: ((1, 40), (57, 60))."""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a receiver has, of the epochs it was asked about: (epoch, lane) -> ranges of seqs."""
+
+    ranges: Mapping[tuple[str, Lane], Ranges]
+
+
+class Sink(Protocol):
+    """Who takes records: one instance a configured sink; used by one coroutine."""
+
+    confirms: ClassVar[bool] | bool
+    """True: `send` returns what the *receiver* has on disk. False: "to the broker only", shown as such everywhere."""
+
+    async def open(self, epochs: Sequence[str]) -> Receipt:
+        """Connects, and asks the far end what it has of these epochs. Raises SinkError."""
+        ...
+
+    async def send(self, records: Sequence[Record]) -> Receipt:
+        """All of one epoch and lane, in order of seq. Returns what the far end has now. Raises SinkError; then it is
+        unknown whether the batch arrived: it is sent again, and the far end recognises it."""
+        ...
+
+    async def close(self) -> None: ...

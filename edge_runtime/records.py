@@ -1,0 +1,144 @@
+"""The ground floor: values, instants and ids that travel from a device to the far end. Nothing here does I/O.
+
+| value   | born in                  | ends in                        |
+|---------|--------------------------|--------------------------------|
+| Sample  | an adapter               | a window, or a SAMPLE record   |
+| Window  | pipeline/windowing       | a model's input                |
+| Result  | pipeline/pipeline        | a RESULT record                |
+| Event   | pipeline/rules           | an EVENT record                |
+| Gap     | outbox/store             | a GAP record                   |
+| Draft   | a pipeline               | outbox/store, which numbers it |
+| Record  | outbox/store             | a sink                         |
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+Value = float | int | bool | str | None
+"""What a point can hold. None means: there is no value now (its quality is bad); it is never the last value and never 0."""
+
+
+class Stamp(msgspec.Struct, frozen=True, array_like=True):
+    """An instant that stays usable when the wall clock was wrong.
+
+    `wall_ns` (Unix epoch) is only as good as `synced` says; (`boot`, `mono_ns`) is always exact within one boot.
+    """
+
+    boot: str
+    mono_ns: int
+    wall_ns: int
+    synced: bool
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Values of a device's points at one instant.
+
+    `values` stand in the order of the device's declared points. A point whose quality is bad has the value None and
+    stands in `faults` with the reason. `message_id` is the source's own id of the message ("" if it has none), by which
+    a redelivery is recognised. `row` is the sample's number in the input journal (0: not journaled, a polled source).
+    """
+
+    device: str
+    stamp: Stamp
+    values: tuple[Value, ...]
+    faults: dict[str, str] = {}
+    message_id: str = ""
+    row: int = 0
+
+
+class Lane(StrEnum):
+    """Priority class of the outbox, most urgent first. What must go when the disk is full goes from the last one up."""
+
+    GAP = "gap"
+    EVENT = "event"
+    RESULT = "result"
+    SAMPLE = "sample"
+
+
+LANES = tuple(Lane)
+"""In order of priority, most urgent first."""
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A record before the outbox has numbered it.
+
+    `unique` identifies the *content* ("" if nothing does): the same window computed again by the same model is the same
+    result, whoever computed it. `body` is JSON, ready to be sent. `source` names the pipeline (or the device, for samples).
+    """
+
+    lane: Lane
+    source: str
+    stamp: Stamp
+    body: bytes
+    unique: str = ""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A record of the outbox. (gateway, epoch, lane, seq) is its id for ever; seq is never used twice within an epoch."""
+
+    lane: Lane
+    epoch: str
+    seq: int
+    source: str
+    stamp: Stamp
+    body: bytes
+    unique: str = ""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pipeline made of one window. `id` depends on the window and the model only."""
+
+    id: str
+    pipeline: str
+    device: str
+    window: str
+    first: Stamp
+    last: Stamp
+    rows: int
+    filled: int = 0
+    model: str = ""
+    artefact: str = ""
+    executed_on: str = ""
+    outputs: dict[str, float]
+    alarms: tuple[str, ...] = ()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An alarm that was raised or cleared by a rule. `id` depends on the rule, the window and the transition only."""
+
+    id: str
+    pipeline: str
+    device: str
+    rule: str
+    raised: bool
+    at: Stamp
+    output: str
+    value: float
+    limit: float
+    severity: str = "warning"
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Records that are gone and will not come: seqs `first`..`last` of a lane, `count` of them, and why.
+
+    `count` may be smaller than last - first + 1 where some of the range had been delivered already.
+    """
+
+    lane: Lane
+    epoch: str
+    first: int
+    last: int
+    count: int
+    reason: str
+
+
+def to_json(value: Any) -> bytes:
+    """One JSON encoding for every record body and message."""
+    return _encoder.encode(value)
+
+
+_encoder = msgspec.json.Encoder()
