@@ -175,4 +175,4 @@ class Adapter(ABC):
     async def acknowledge(self, samples: Sequence[Sample]) -> None:
         """These samples, the oldest that `read` returned and that were not acknowledged yet, are on disk. Only called
         where `redelivers`; in the order of `read`. Must not raise when the connection is gone: the source asks again."""
-        return None
+        return

@@ -24,7 +24,11 @@ class Broker(Section):
     mode: Literal["none", "external", "hosted"] = Field(
         "none", description="none: no local broker; external: connect to `url`; hosted: start one as a child process"
     )
-    url: str = Field("mqtt://127.0.0.1:1883", description="mqtt://[user:password@]host[:port] or mqtts://...", examples=["mqtt://127.0.0.1:1883"])
+    url: str = Field(
+        "mqtt://127.0.0.1:1883",
+        description="mqtt://[user:password@]host[:port] or mqtts://...",
+        examples=["mqtt://127.0.0.1:1883"],
+    )
     program: Literal["auto", "mosquitto", "iotcore"] = Field(
         "auto", description="hosted: which broker to start; auto takes mosquitto where it is installed, else the embedded iotcore"
     )
@@ -49,8 +53,12 @@ class Window(Section):
     step: int | None = Field(None, ge=1, description="Samples from one window's start to the next (default: count, tumbling)")
     length_s: Seconds | None = Field(None, description="Length of a window in seconds")
     step_s: Seconds | None = Field(None, description="Seconds from one window's start to the next (default: length_s, tumbling)")
-    rows_max: int = Field(100_000, ge=1, le=1_000_000, description="Windows by time: most samples kept; older ones make the window bad")
-    gap_s_max: Seconds | None = Field(None, description="Two samples further apart than this are a gap: the open window is discarded")
+    rows_max: int = Field(
+        100_000, ge=1, le=1_000_000, description="Windows by time: most samples kept; older ones make the window bad"
+    )
+    gap_s_max: Seconds | None = Field(
+        None, description="Two samples further apart than this are a gap: the open window is discarded"
+    )
     bad: Literal["discard", "skip", "hold"] = Field(
         "discard",
         description="A sample with a bad value: discard the window it is in; skip the sample; "
@@ -78,11 +86,17 @@ class Pipeline(Section):
     device: Name = Field(description="The device whose samples it takes")
     points: list[str] | None = Field(None, min_length=1, description="Points in the model's order (default: all, as declared)")
     window: Window | None = Field(None, description="Which samples make a window; without it every sample is forwarded")
-    model: str | None = Field(None, description="Model: a name under `models_dir` or a folder; none: min, mean, max, last of each point")
-    engine: Literal["auto", "tflite", "openvino"] = Field("auto", description="auto: the fastest that passes its known answers here")
+    model: str | None = Field(
+        None, description="Model: a name under `models_dir` or a folder; none: min, mean, max, last of each point"
+    )
+    engine: Literal["auto", "tflite", "openvino"] = Field(
+        "auto", description="auto: the fastest that passes its known answers here"
+    )
     accelerator: str = Field("cpu", description="cpu, gpu, npu, edgetpu: the first choice; cpu is always the last one")
     rules: list[Rule] = Field(default_factory=list, description="Events to raise and clear")
-    queue_max: int = Field(1_000, ge=1, description="Samples that may wait here; beyond it the oldest of a polled source are dropped and counted")
+    queue_max: int = Field(
+        1_000, ge=1, description="Samples that may wait here; beyond it the oldest of a polled source are dropped and counted"
+    )
 
 
 class MqttSink(Section):
@@ -127,7 +141,11 @@ class Outbox(Section):
 
     file: str = Field("outbox.db", description="SQLite file, relative to `data_dir`")
     size_bytes_max: int = Field(256 * 2**20, ge=2**20, description="Most bytes on disk, WAL included; checked before the write")
-    journal_rows_max: int = Field(100_000, ge=100, description="Samples of sources that ask again, waiting for their window; beyond it they wait at the source")
+    journal_rows_max: int = Field(
+        100_000,
+        ge=100,
+        description="Samples of sources that ask again, waiting for their window; beyond it they wait at the source",
+    )
     drain_s_max: Seconds = Field(5.0, description="How long a clean stop goes on delivering; what is left stays on disk")
 
 
@@ -144,13 +162,15 @@ class Config(Section):
     site: Name = Field(description="The site: gateways of one site find each other")
     gateway: Name = Field(description="Name of this gateway, unique in the site")
     data_dir: str = Field("data", description="Folder for the outbox and the broker's files, relative to this file")
-    models_dir: str = Field("models", description="Folder with the models, relative to this file; shipped models are found anyway")
-    broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
+    models_dir: str = Field(
+        "models", description="Folder with the models, relative to this file; shipped models are found anyway"
+    )
+    broker: Broker = Field(default_factory=lambda: Broker(), description="The local MQTT broker")
     devices: dict[Name, Device] = Field(min_length=1, description="What is connected, by name")
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What is done with it, by name")
     sinks: dict[Name, AnySink] = Field(default_factory=dict, description="Where records go, by name")
-    outbox: Outbox = Field(default_factory=Outbox, description="What is on disk and not yet delivered")
-    log: Log = Field(default_factory=Log, description="The log on standard error")
+    outbox: Outbox = Field(default_factory=lambda: Outbox(), description="What is on disk and not yet delivered")
+    log: Log = Field(default_factory=lambda: Log(), description="The log on standard error")
 
 
 class Loaded(BaseModel):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -196,7 +196,7 @@ class Receipt(msgspec.Struct, frozen=True):
 class Sink(Protocol):
     """Who takes records: one instance a configured sink; used by one coroutine."""
 
-    confirms: ClassVar[bool] | bool
+    confirms: bool
     """True: `send` returns what the *receiver* has on disk. False: "to the broker only", shown as such everywhere."""
 
     async def open(self, epochs: Sequence[str]) -> Receipt:
