@@ -32,12 +32,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edge_runtime.address import BadAddress, address
 from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, EdgeError, Message
 from edge_runtime.records import Sample, Stamp, Value
 
 __all__ = [
     "Adapter",
     "Address",
+    "BadAddress",
     "BrokerError",
     "Bus",
     "Connection",
@@ -53,6 +55,7 @@ __all__ = [
     "Stamp",
     "Unusable",
     "Value",
+    "address",
     "model_validator",
 ]
 
@@ -79,7 +82,9 @@ class Options(BaseModel):
 class Point(Options):
     """One declared value of a device. An adapter adds where to find it (register, topic path, column)."""
 
-    name: str = Field(description="Name of the point, unique in the device", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+    name: str = Field(
+        description="Name of the point, unique in the device", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", examples=["temperature"]
+    )
     unit: str = Field("", description="Unit of the scaled value (SenML/UCUM code: Cel, bar, 1/min, A, ...)")
     description: str = Field("", description="For people")
     scale: float = Field(1.0, description="value = raw * scale + offset (numbers only)")
@@ -156,6 +161,12 @@ class Adapter(ABC):
     def line(cls, device: str, options: Any) -> str:
         """Key of the physical line; devices with one key take turns. By default each device has its own."""
         return device
+
+    @classmethod
+    def describe(cls, options: Any, points: Sequence[Any]) -> list[dict[str, object]]:
+        """How the device will be read, as rows for people (`edge-runtime check --plan`). Pure: the device is not asked.
+        Raises Unusable for points that cannot be read like this."""
+        return []
 
     @property
     def redelivers(self) -> bool:

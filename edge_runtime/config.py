@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edge_runtime import crosschecks, document
+from edge_runtime.adapter import Adapter
+from edge_runtime.document import DocumentError, Problem
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 """Names stand in MQTT topics and file names: letters, digits, - and _."""
@@ -26,8 +31,8 @@ class Broker(Section):
     )
     url: str = Field(
         "mqtt://127.0.0.1:1883",
-        description="mqtt://[user:password@]host[:port] or mqtts://...",
-        examples=["mqtt://127.0.0.1:1883"],
+        description="external: mqtt://[user:password@]host[:port] or mqtts://...",
+        pattern=r"^mqtts?://.+$",
     )
     program: Literal["auto", "mosquitto", "iotcore"] = Field(
         "auto", description="hosted: which broker to start; auto takes mosquitto where it is installed, else the embedded iotcore"
@@ -49,8 +54,10 @@ class Device(Section):
 class Window(Section):
     """Which samples a model eats. Give `count` (and `step`) or `length_s` (and `step_s`)."""
 
-    count: int | None = Field(None, ge=1, le=1_000_000, description="Samples in a window")
-    step: int | None = Field(None, ge=1, description="Samples from one window's start to the next (default: count, tumbling)")
+    count: int | None = Field(None, ge=1, le=1_000_000, description="Samples in a window", examples=[64])
+    step: int | None = Field(
+        None, ge=1, description="Samples from one window's start to the next (default: count, tumbling)", examples=[16]
+    )
     length_s: Seconds | None = Field(None, description="Length of a window in seconds")
     step_s: Seconds | None = Field(None, description="Seconds from one window's start to the next (default: length_s, tumbling)")
     rows_max: int = Field(
@@ -66,26 +73,51 @@ class Window(Section):
     )
     filled_max: int = Field(0, ge=0, description="hold: a window with more values filled in than this is discarded")
 
+    @model_validator(mode="after")
+    def _by_count_or_by_time(self) -> Window:
+        if (self.count is None) == (self.length_s is None):
+            raise ValueError("give exactly one of count and length_s")
+        if self.step is not None and (self.count is None or self.step > self.count):
+            raise ValueError("step goes with count and is not larger (samples between two windows would be in none)")
+        if self.step_s is not None and (self.length_s is None or self.step_s > self.length_s):
+            raise ValueError("step_s goes with length_s and is not larger (samples between two windows would be in none)")
+        return self
+
 
 class Rule(Section):
     """Raises and clears an event."""
 
-    name: Name = Field(description="Name of the rule, unique in the pipeline")
-    output: str = Field(description="Output of the model (or POINT.min, POINT.mean, POINT.max, POINT.last without a model)")
-    above: float | Literal["model"] | None = Field(None, description="Raise above this; `model`: the artefact's own threshold")
+    name: Name = Field(description="Name of the rule, unique in the pipeline", examples=["too-hot"])
+    output: str = Field(
+        description="Output of the model (or POINT.min, POINT.mean, POINT.max, POINT.last without a model)",
+        examples=["temperature.max"],
+    )
+    above: float | Literal["model"] | None = Field(
+        None, description="Raise above this; `model`: the artefact's own threshold", examples=[80.0]
+    )
     below: float | None = Field(None, description="Raise below this")
     hysteresis: float = Field(0.0, ge=0, description="Clear only when this far back inside the limit")
     raise_after_s: float = Field(0.0, ge=0, description="Raise only when it has lasted this long")
     clear_after_s: float = Field(0.0, ge=0, description="Clear only when it has been over for this long")
     severity: Literal["info", "warning", "critical"] = Field("warning", description="For people and dashboards")
 
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Rule:
+        if self.above is None and self.below is None:
+            raise ValueError("give above or below (or both)")
+        if isinstance(self.above, float) and self.below is not None and self.below >= self.above:
+            raise ValueError(f"below ({self.below}) must be less than above ({self.above}): it would always be raised")
+        return self
+
 
 class Pipeline(Section):
     """Points -> window -> model -> rules. Without `window`, every sample is forwarded as it is."""
 
-    device: Name = Field(description="The device whose samples it takes")
+    device: Name = Field(description="The device whose samples it takes", examples=["press"])
     points: list[str] | None = Field(None, min_length=1, description="Points in the model's order (default: all, as declared)")
-    window: Window | None = Field(None, description="Which samples make a window; without it every sample is forwarded")
+    window: Window | None = Field(
+        None, description="Which samples make a window; without it every sample is forwarded", examples=[{"count": 64}]
+    )
     model: str | None = Field(
         None, description="Model: a name under `models_dir` or a folder; none: min, mean, max, last of each point"
     )
@@ -98,16 +130,29 @@ class Pipeline(Section):
         1_000, ge=1, description="Samples that may wait here; beyond it the oldest of a polled source are dropped and counted"
     )
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Pipeline:
+        if self.window is None and (self.model or self.rules):
+            raise ValueError("a model and rules need a window (`window: {count: 1}`: every sample by itself)")
+        if self.model is None and any(rule.above == "model" for rule in self.rules):
+            raise ValueError("`above: model` needs a model")
+        return self
+
 
 class MqttSink(Section):
     """Results to an MQTT broker."""
 
-    type: Literal["mqtt"]
-    url: str = Field(description="mqtt://[user:password@]host[:port] or mqtts://..., or `local` for the local broker")
+    type: Literal["mqtt"] = Field(description="To an MQTT broker")
+    url: str = Field(
+        description="mqtt://[user:password@]host[:port] or mqtts://..., or `local` for the local broker",
+        pattern=r"^(local|mqtts?://.+)$",
+        examples=["mqtt://broker.example:1883"],
+    )
     receiver: Name | None = Field(
         None,
-        description="Name of the receiver that sends receipts (`edge-runtime receive --name`): batches, each record exactly once. "
-        "Without it: one message a record, to the broker only, at least once",
+        description="Name of the receiver that sends receipts (`edge-runtime receive --name`): batches, each record exactly "
+        "once. Without it: one message a record, to the broker only, at least once",
+        examples=["plant"],
     )
     lanes: list[Literal["gap", "event", "result", "sample"]] = Field(
         default=["gap", "event", "result", "sample"], min_length=1, description="Which records go there"
@@ -122,8 +167,12 @@ class MqttSink(Section):
 class HttpsSink(Section):
     """Results to `edge-runtime receive` or anything that speaks its two requests, over HTTP(S)."""
 
-    type: Literal["https"]
-    url: str = Field(description="https://host[:port][/prefix] (http:// for tests and trusted networks)")
+    type: Literal["https"] = Field(description="To an HTTP(S) server")
+    url: str = Field(
+        description="https://host[:port][/prefix] (http:// for tests and trusted networks)",
+        pattern=r"^https?://.+$",
+        examples=["https://cloud.example:8443"],
+    )
     token_file: str = Field("", description="File with a bearer token")
     lanes: list[Literal["gap", "event", "result", "sample"]] = Field(
         default=["gap", "event", "result", "sample"], min_length=1, description="Which records go there"
@@ -159,18 +208,18 @@ class Log(Section):
 class Config(Section):
     """One gateway."""
 
-    site: Name = Field(description="The site: gateways of one site find each other")
-    gateway: Name = Field(description="Name of this gateway, unique in the site")
+    site: Name = Field(description="The site: gateways of one site find each other", examples=["plant-1"])
+    gateway: Name = Field(description="Name of this gateway, unique in the site", examples=["gateway-1"])
     data_dir: str = Field("data", description="Folder for the outbox and the broker's files, relative to this file")
     models_dir: str = Field(
         "models", description="Folder with the models, relative to this file; shipped models are found anyway"
     )
-    broker: Broker = Field(default_factory=lambda: Broker(), description="The local MQTT broker")
+    broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
     devices: dict[Name, Device] = Field(min_length=1, description="What is connected, by name")
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What is done with it, by name")
     sinks: dict[Name, AnySink] = Field(default_factory=dict, description="Where records go, by name")
-    outbox: Outbox = Field(default_factory=lambda: Outbox(), description="What is on disk and not yet delivered")
-    log: Log = Field(default_factory=lambda: Log(), description="The log on standard error")
+    outbox: Outbox = Field(default_factory=Outbox, description="What is on disk and not yet delivered")
+    log: Log = Field(default_factory=Log, description="The log on standard error")
 
 
 class Loaded(BaseModel):
@@ -178,3 +227,41 @@ class Loaded(BaseModel):
 
     config: Config
     folder: Path
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+class ConfigError(DocumentError):
+    """Everything that is wrong with a configuration."""
+
+
+def load_file(file: Path, schemas: Mapping[str, type[Adapter]]) -> Loaded:
+    """Raises ConfigError as `load` does, and when the file cannot be read."""
+    try:
+        content = file.read_bytes() if file.stat().st_size <= document.SIZE_BYTES_MAX else b" " * (document.SIZE_BYTES_MAX + 1)
+        text = content.decode()
+    except OSError as error:
+        hint = "`edge-runtime config example` prints one to start from" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError([Problem(str(file), 1, "", f"cannot be read: {error.strerror}", hint=hint)]) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(str(file), line, "", "is no text in UTF-8", hint="is it the right file?")]) from None
+    return Loaded(config=load(text, schemas, file), folder=file.resolve().parent)
+
+
+def load(text: str, schemas: Mapping[str, type[Adapter]], file: Path | None = None) -> Config:
+    """`schemas`: the adapters by name; looking one up may raise EdgeError (a broken one). Raises ConfigError with every
+    problem at once, in the order of the lines."""
+    name = str(file) if file else "<text>"
+    try:
+        doc = document.read(text, name)
+    except DocumentError as error:
+        raise ConfigError(error.problems) from None
+    if not isinstance(doc.value, dict):
+        what = "is empty" if doc.value is None else "is no mapping (key: value)"
+        raise ConfigError([Problem(name, 1, "", what, hint="`edge-runtime config example` prints one to start from")])
+    problems = [*document.validate(doc, Config), *crosschecks.problems(doc, schemas)]
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
+    return Config.model_validate(doc.value)

@@ -183,6 +183,11 @@ class SinkError(EdgeError):
     """The far end did not take what we sent. The batch stays in the outbox; delivery tries again."""
 
 
+class Refused(SinkError):
+    """The far end will never take this batch as it is: sending it again changes nothing. Only a receiver of ours says so;
+    a proxy's or a broker's error is a plain SinkError."""
+
+
 Ranges = tuple[tuple[int, int], ...]
 """Sorted, disjoint, not adjacent, both ends included: ((1, 40), (57, 60))."""
 

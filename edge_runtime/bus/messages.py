@@ -2,14 +2,22 @@
 
 Batches are the one wire format of delivery: the body of an HTTPS request and of an MQTT message are the same bytes (JSON,
 usually gzip-compressed).
+
+| message        | from -> to          | over HTTP           | over MQTT               |
+|----------------|---------------------|---------------------|-------------------------|
+| Hello          | gateway -> receiver | POST /v1/hello      | hello/{receiver}        |
+| Batch          | gateway -> receiver | POST /v1/batch      | batch/{receiver}        |
+| ReceiptMessage | receiver -> gateway | the 200 reply       | receipt/{receiver}      |
+| Failure        | receiver -> gateway | every other reply   | `failure` of a receipt  |
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -18,19 +26,30 @@ from edge_runtime.records import Lane, Record, Stamp
 
 VERSION = 1
 BATCH_BYTES_MAX = 16 * 2**20
-"""Of a batch, unpacked: a receiver refuses more (a small gzip file can hold gigabytes)."""
+"""Of a batch, packed and unpacked: a receiver refuses more (a small gzip file can hold gigabytes)."""
+
+BATCH_BYTES_AIM = 2 * 2**20
+"""A sink starts another batch when the record bodies of one come to this."""
 
 COMPRESS_FROM_BYTES = 512
 
+SEQ_MAX = 2**63 - 1
+"""What SQLite can hold."""
+
+Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+"""Names and epochs, as they stand in topics and tables."""
+
+Seq = Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)]
+
 
 class BadMessage(EdgeError):
-    """A payload that does not keep the contract; the cause names the path in it."""
+    """A payload that does not keep the contract; the cause names the path in it. Sending it again changes nothing."""
 
 
 class WireRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A record in a batch; gateway, epoch and lane stand in the batch."""
 
-    seq: int
+    seq: Seq
     source: str
     stamp: Stamp
     body: msgspec.Raw
@@ -41,44 +60,59 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Records of one epoch and lane, in order of seq."""
 
     v: int
-    site: str
-    gateway: str
-    epoch: str
+    site: Word
+    gateway: Word
+    epoch: Word
     lane: Lane
-    records: tuple[WireRecord, ...]
+    records: Annotated[tuple[WireRecord, ...], msgspec.Meta(min_length=1)]
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gateway asks what the receiver has of these epochs."""
 
     v: int
-    site: str
-    gateway: str
-    epochs: tuple[str, ...]
+    site: Word
+    gateway: Word
+    epochs: tuple[Word, ...]
 
 
 class LaneRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch: str
     lane: Lane
-    ranges: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[Seq, Seq], ...]
 
 
-class ReceiptMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a receiver has on disk, of the epochs that were asked about or sent."""
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why there is no receipt. `refused` is the digest of a payload that will never be taken as it is ("": try again)."""
+
+    cause: str
+    hint: str = ""
+    refused: str = ""
+
+
+class ReceiptMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a receiver has on disk.
+
+    The answer to a hello is complete for the `epochs` that were asked about. The answer to a batch names no epochs and
+    tells only the ranges of its lane that the batch touches: it stays small whatever the receiver has.
+    """
 
     v: int
     receiver: str
     gateway: str
     lanes: tuple[LaneRanges, ...]
+    epochs: tuple[str, ...] = ()
+    failure: Failure | None = None
 
     def receipt(self) -> Receipt:
         return Receipt({(each.epoch, each.lane): tuple(each.ranges) for each in self.lanes})
 
 
+Packable = Batch | Hello | ReceiptMessage | Failure
 M = TypeVar("M", Batch, Hello, ReceiptMessage)
 
 
-def pack(message: Batch | Hello | ReceiptMessage) -> bytes:
+def pack(message: Packable) -> bytes:
     """JSON, gzip-compressed where it pays."""
     plain = msgspec.json.encode(message)
     return gzip.compress(plain, compresslevel=1, mtime=0) if len(plain) >= COMPRESS_FROM_BYTES else plain
@@ -86,37 +120,75 @@ def pack(message: Batch | Hello | ReceiptMessage) -> bytes:
 
 def unpack(payload: bytes, kind: type[M]) -> M:
     """Raises BadMessage, naming what is wrong and where."""
-    plain = _inflate(payload) if payload[:2] == b"\x1f\x8b" else payload
+    what = kind.__name__.lower()
     try:
-        message = msgspec.json.decode(plain, type=kind)
-    except msgspec.DecodeError as error:
-        raise BadMessage(f"{kind.__name__.lower()}: {error}", "see docs/topics.md for the format") from None
+        message = msgspec.json.decode(inflate(payload).decode(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(f"{what}: {error}", "see docs/receiver.md for the format") from None
     if message.v != VERSION:
-        raise BadMessage(f"{kind.__name__.lower()}: version {message.v}, this side speaks {VERSION}", "update the older side")
+        raise BadMessage(f"{what}: version {message.v}, this side speaks {VERSION}", "update the older side")
+    if isinstance(message, Batch):
+        _check(message)
     return message
 
 
-def batch(site: str, gateway: str, records: Sequence[Record]) -> Batch:
-    """Records of one epoch and lane -> the message."""
-    first = records[0]
-    wire = tuple(WireRecord(r.seq, r.source, r.stamp, msgspec.Raw(r.body), r.unique) for r in records)
-    return Batch(VERSION, site, gateway, first.epoch, first.lane, wire)
+def digest(payload: bytes) -> str:
+    """By which a sender recognises that a refusal means the payload it has just sent, and not an earlier one."""
+    return hashlib.sha256(payload).hexdigest()[:16]
+
+
+def batches(site: str, gateway: str, records: Sequence[Record]) -> Iterator[Batch]:
+    """Records of one epoch and lane -> one message, or several where their bodies are large."""
+    wire: list[WireRecord] = []
+    size_bytes = 0
+    for record in records:
+        if wire and size_bytes + len(record.body) > BATCH_BYTES_AIM:
+            yield Batch(VERSION, site, gateway, records[0].epoch, records[0].lane, tuple(wire))
+            wire, size_bytes = [], 0
+        wire.append(WireRecord(record.seq, record.source, record.stamp, msgspec.Raw(record.body), record.unique))
+        size_bytes += len(record.body)
+    if wire:
+        yield Batch(VERSION, site, gateway, records[0].epoch, records[0].lane, tuple(wire))
 
 
 def hello(site: str, gateway: str, epochs: Iterable[str]) -> Hello:
     return Hello(VERSION, site, gateway, tuple(epochs))
 
 
-def receipt(receiver: str, gateway: str, ranges: Iterable[tuple[str, Lane, Ranges]]) -> ReceiptMessage:
-    return ReceiptMessage(VERSION, receiver, gateway, tuple(LaneRanges(e, lane, r) for e, lane, r in ranges))
+def receipt(
+    receiver: str, gateway: str, ranges: Iterable[tuple[str, Lane, Ranges]], epochs: Iterable[str] = ()
+) -> ReceiptMessage:
+    return ReceiptMessage(VERSION, receiver, gateway, tuple(LaneRanges(e, lane, r) for e, lane, r in ranges), tuple(epochs))
 
 
-def _inflate(payload: bytes) -> bytes:
+def refusal(receiver: str, gateway: str, payload: bytes, error: EdgeError) -> ReceiptMessage:
+    """The answer over MQTT to a payload that will never be taken."""
+    return ReceiptMessage(VERSION, receiver, gateway, (), failure=Failure(error.cause, error.hint, digest(payload)))
+
+
+def inflate(payload: bytes) -> bytes:
+    """Payload as it came, gzip or not -> JSON. Raises BadMessage when it is damaged or unpacks to too much."""
+    if len(payload) > BATCH_BYTES_MAX:
+        raise BadMessage(f"{len(payload)} bytes, at most {BATCH_BYTES_MAX} are taken", "send smaller batches")
+    if payload[:2] != b"\x1f\x8b":
+        return payload
     unzip = zlib.decompressobj(wbits=31)
     try:
         plain = unzip.decompress(payload, BATCH_BYTES_MAX)
     except zlib.error as error:
         raise BadMessage(f"gzip: {error}", "the payload was damaged on the way") from None
-    if unzip.unconsumed_tail or not unzip.eof:
+    if not unzip.eof or unzip.unused_data:
         raise BadMessage(f"gzip: truncated, or more than {BATCH_BYTES_MAX} bytes unpacked", "send smaller batches")
     return plain
+
+
+def _check(message: Batch) -> None:
+    """What the types cannot say: strictly growing seqs, numbers that SQLite can hold."""
+    before = 0
+    for at, record in enumerate(message.records):
+        where = f"batch: $.records[{at}]"
+        if record.seq <= before:
+            raise BadMessage(f"{where}.seq: {record.seq} after {before}", "records stand in order of seq, each once")
+        before = record.seq
+        if abs(record.stamp.mono_ns) > SEQ_MAX or abs(record.stamp.wall_ns) > SEQ_MAX:
+            raise BadMessage(f"{where}.stamp: more than 64 bits", "nanoseconds fit in 64 bits until the year 2262")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from edge_runtime.records import Lane
+
 ROOT = "edge"
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
@@ -15,10 +19,20 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("gw/{gateway}/receipt/{receiver}", "QoS 1", "What the receiver has on disk: ranges of seqs by epoch and lane (JSON)"),
 )
 
+LIVE: dict[Lane, str] = {Lane.SAMPLE: "data", Lane.RESULT: "result", Lane.EVENT: "event", Lane.GAP: "gap"}
+"""The topic of one record for people and SCADA, by its lane."""
+
+_FORBIDDEN = re.compile(r"[+#/\x00-\x1f\x7f]")
+
 
 def gateway(site: str, name: str, *rest: str) -> str:
     """gateway("s", "g", "status") -> edge/s/gw/g/status"""
     return "/".join((ROOT, site, "gw", name, *rest))
+
+
+def live(site: str, name: str, lane: Lane, source: str) -> str:
+    """live("s", "g", Lane.RESULT, "wear") -> edge/s/gw/g/result/wear; what MQTT forbids in a level becomes _."""
+    return gateway(site, name, LIVE[lane], _FORBIDDEN.sub("_", source) or "_")
 
 
 def parse(topic: str) -> tuple[str, str, tuple[str, ...]] | None:
@@ -27,3 +41,26 @@ def parse(topic: str) -> tuple[str, str, tuple[str, ...]] | None:
     if len(parts) < 5 or parts[0] != ROOT or parts[2] != "gw":
         return None
     return parts[1], parts[3], tuple(parts[4:])
+
+
+def document() -> str:
+    """The text of docs/topics.md."""
+    lines = [
+        "# MQTT topics",
+        "",
+        f"All topics start with `{ROOT}/{{site}}/`. This page is generated:",
+        "`python -m edge_runtime.bus.topics > docs/topics.md`.",
+        "",
+        "| topic | how | what |",
+        "|---|---|---|",
+        *(f"| `{topic}` | {how} | {what} |" for topic, how, what in TOPICS),
+        "",
+        '"To the broker only" means that the broker has confirmed the message, not that anybody has it: a broker drops',
+        "messages of a subscriber whose queue is full. Records that must arrive go in batches to a receiver, which answers",
+        "with a receipt: see [receiver.md](receiver.md).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,80 @@
+"""The command line: one file a verb. A verb's module has SUMMARY, arguments(parser) and run(args) -> exit status.
+
+What starts must start at once: this file and the top of a verb's file import the standard library only; everything else is
+imported by `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+VERBS = ("run", "check", "config", "adapters", "receive")
+"""Each is the module edge_runtime.cli.{verb}; in the order in which --help shows them."""
+
+INTERRUPTED = 130
+
+
+class Verb(Protocol):
+    """What a verb's module offers. `run` raises EdgeError; the status is 0 where all went well."""
+
+    SUMMARY: str
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status: 0 fine, 1 it failed, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads on (`... | head`). The interpreter flushes at exit and would complain once more.
+        sys.stdout = None
+        return 0
+
+
+def _run(words: Sequence[str]) -> int:
+    from edge_runtime.ports import EdgeError
+
+    args = _parser(words).parse_args(words)
+    try:
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except EdgeError as error:
+        print(f"error: {error.cause}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """With the one verb that is asked for, or with all of them where --help (or a wrong word) has to show them."""
+    parser = argparse.ArgumentParser(
+        prog="edge-runtime",
+        description="Offline-first runtime for industrial and vehicle gateways: PLC in, anomaly out, nothing lost.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+    for name in words[:1] if words and words[0] in VERBS else VERBS:
+        verb = cast(Verb, importlib.import_module(f"edge_runtime.cli.{name}"))
+        sub = verbs.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY)
+        verb.arguments(sub)
+        sub.set_defaults(run=verb.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"edge-runtime {version('edge-runtime')}")
+        parser.exit()

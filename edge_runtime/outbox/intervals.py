@@ -53,3 +53,12 @@ def missing(ranges: Ranges, first: int, last: int) -> Iterator[tuple[int, int]]:
         at = b + 1
     if at <= last:
         yield at, last
+
+
+def intersection(a: Ranges, b: Ranges) -> Ranges:
+    return normalise(piece for first, last in a for piece in clip(b, first, last))
+
+
+def subtract(a: Ranges, b: Ranges) -> Ranges:
+    """What is in a and not in b."""
+    return tuple(hole for first, last in a for hole in missing(b, first, last))

@@ -1,0 +1,69 @@
+"""Who takes records. One file a sink, imported only when one of its kind is configured.
+
+| file         | far end                      | confirms | a record arrives  |
+|--------------|------------------------------|----------|-------------------|
+| https.py     | a receiver, over HTTP(S)     | yes      | exactly once      |
+| mqtt.py      | a receiver, through a broker | yes      | exactly once      |
+| mqtt_live.py | a broker, and who subscribes | no       | to the broker only |
+
+A sink makes one attempt and says how it went; when to try again is outbox/delivery.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime import address as bus_address
+from edge_runtime.config import AnySink, HttpsSink, MqttSink
+from edge_runtime.ports import Address, Bus, Sink, SinkError, Worker
+
+
+def make(
+    name: str,
+    settings: AnySink,
+    *,
+    site: str,
+    gateway: str,
+    bus: Bus,
+    new_worker: Callable[[], Worker],
+    local: Address | None,
+    resolve: Callable[[str], Path],
+) -> Sink:
+    """The sink `name` as configured. `local`: the local broker, for `url: local`; `resolve` makes a configured file name
+    a path. Raises SinkError when the settings cannot work."""
+
+    def file(configured: str) -> Path | None:
+        return resolve(configured) if configured else None
+
+    match settings:
+        case HttpsSink():
+            from edge_runtime.outbox.sinks import https
+
+            url, limit_s = https.checked(settings.url), settings.timeout_s
+            token, ca = file(settings.token_file), file(settings.ca_file)
+            return https.HttpsSink(site, gateway, url, new_worker, timeout_s=limit_s, token_file=token, ca_file=ca)
+        case MqttSink():
+            address = _address(name, settings, site, gateway, local, file)
+            if settings.receiver is None:
+                from edge_runtime.outbox.sinks import mqtt_live
+
+                return mqtt_live.MqttLiveSink(site, gateway, bus, address, timeout_s=settings.timeout_s)
+            from edge_runtime.outbox.sinks import mqtt
+
+            return mqtt.MqttSink(site, gateway, settings.receiver, bus, address, timeout_s=settings.timeout_s)
+
+
+def _address(
+    name: str, settings: MqttSink, site: str, gateway: str, local: Address | None, file: Callable[[str], Path | None]
+) -> Address:
+    """A stable client id: when we come back, the broker ends our old connection at once instead of keeping both."""
+    client_id = f"edge-{site}-{gateway}-{name}"
+    if settings.url == "local":
+        if local is None:
+            raise SinkError(f"sink {name}: there is no local broker", "set `broker.mode`, or give the sink the url of a broker")
+        return msgspec.structs.replace(local, client_id=client_id, clean=True)
+    ca, cert, key = (str(file(each) or "") for each in (settings.ca_file, settings.cert_file, settings.key_file))
+    return bus_address.address(settings.url, client_id=client_id, ca_file=ca, cert_file=cert, key_file=key)

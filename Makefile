@@ -1,0 +1,61 @@
+# Everything starts here: `make help`. Needed: Python 3.11 or newer with its venv module, and make. pip is used as it is
+# configured (index, proxy, certificates); everything is installed into .venv and nowhere else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Arguments for pytest: make test ARGS="-k outbox -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test bench soak lint format venv system clean
+
+help:  ## Show this text
+	@echo "edge-runtime: PLC in, anomaly out, nothing lost. Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
+
+run: $(VENV)/.run  ## Show one gateway at work, end to end (SECONDS=20: end by itself)
+	@$(BIN)/edge-runtime demo $(if $(filter command%,$(origin SECONDS)),--seconds $(SECONDS))
+
+test: $(VENV)/.dev system lint  ## Lint, types and all tests
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.dev system  ## Measure, and print a table of ratios
+	$(BIN)/pytest -m bench -s $(ARGS) tests/bench
+
+soak: $(VENV)/.dev system  ## Run the simulator over many more seeds (SEEDS=5000)
+	$(BIN)/pytest -m soak -s $(ARGS) tests
+
+lint: $(VENV)/.dev  ## Style (ruff) and types (mypy --strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: $(VENV)/.dev  ## Create .venv with everything that developing needs
+
+system:  # The Debian packages that some tests need: installed where we may, else named
+	@.ci/system-packages
+
+clean:  ## Remove .venv, caches and build results
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps, one environment: `make run` does not wait for what only tests need.
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/.run $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "edge-runtime needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "Python's venv module is missing or broken (Debian, Ubuntu: apt install python3-venv)"; exit 1; }

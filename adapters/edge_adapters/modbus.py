@@ -1,0 +1,105 @@
+"""Modbus TCP and RTU: polls holding registers, input registers, coils and discrete inputs.
+
+| file            | what it does                                                        |
+|-----------------|---------------------------------------------------------------------|
+| modbus_plan.py  | decides: options and points, blocks to read, registers -> values    |
+| modbus_link.py  | touches pymodbus: one line, one request, late answers, lost links   |
+| modbus.py       | runs: the adapter                                                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge_adapters import modbus_plan
+from edge_adapters.modbus_link import Link, Refused, line_key
+from edge_adapters.modbus_plan import Block
+from edge_runtime.adapter import Adapter, Context, LinkLost, Sample, Unusable, Value
+
+ILLEGAL_ADDRESS, ILLEGAL_VALUE = 2, 3
+GATEWAY_CODES = (10, 11)
+"""A TCP to RTU gateway answers instead of a unit that is silent or unknown: that unit's link is lost."""
+
+
+class Modbus(Adapter):
+    """Polls a PLC, drive, meter or sensor over Modbus TCP or RTU.
+
+    Neighbouring points are read with one request (`edge-runtime check --plan` prints which); they are of the same instant. A
+    request that the device refuses gives its points a fault. One that it refuses because of the addresses in it is split,
+    first at the unused registers, and stays split until the device is opened again. Nothing is ever written to the device.
+    """
+
+    Options = modbus_plan.Options
+    Point = modbus_plan.Point
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._options: modbus_plan.Options = context.options
+        self._blocks: list[Block] = []
+        self._joined = False
+        self._ready = False
+
+    @classmethod
+    def line(cls, device: str, options: modbus_plan.Options) -> str:
+        return line_key(options)
+
+    @classmethod
+    def describe(cls, options: modbus_plan.Options, points: Sequence[modbus_plan.Point]) -> list[dict[str, object]]:
+        """The requests of one read."""
+        return modbus_plan.describe(options, points)
+
+    async def open(self) -> None:
+        self._ready = False
+        plan = modbus_plan.plan(self._options, self.context.points)
+        link = self._link()
+        if not self._joined:
+            self._joined = True
+            self.context.line.users += 1
+        await link.connect()
+        if self._options.serial:
+            first = plan[0]
+            await link.settle(self._options.unit_id, first.table, first.address, [block.answer_bytes for block in plan])
+        self._blocks = list(plan)
+        self._ready = True
+
+    async def read(self) -> Sequence[Sample]:
+        if not self._ready:
+            raise LinkLost("the last request got no answer", "the device is off, busy, or not the unit that was asked")
+        self._ready = False  # until all is read: whatever ends this early leaves an answer open
+        values: dict[str, Value] = {}
+        faults: dict[str, str] = {}
+        link, unit_id, index = self._link(), self._options.unit_id, 0
+        while index < len(self._blocks):
+            block = self._blocks[index]
+            answer = await link.ask(unit_id, block.table, block.address, block.count)
+            if not isinstance(answer, Refused):
+                block.decode(answer, values, faults)
+            elif answer.code in GATEWAY_CODES:
+                raise LinkLost(f"unit {unit_id}: {answer.reason}", "is the unit on, and unit_id right?")
+            elif answer.code in (ILLEGAL_ADDRESS, ILLEGAL_VALUE) and (parts := block.split()):
+                self._blocks[index : index + 1] = parts
+                continue
+            else:
+                faults.update(dict.fromkeys((spot.name for spot in block.spots), answer.reason))
+            index += 1
+        self._ready = True
+        return (self.context.sample(values, faults),)
+
+    async def close(self) -> None:
+        self._ready = False
+        if self._joined:
+            self._joined = False
+            self.context.line.users -= 1
+            if self.context.line.users <= 0:
+                self._link().close()
+
+    def _link(self) -> Link:
+        """The line's link, which outlives its connections: it knows which units still owe an answer."""
+        line = self.context.line
+        if line.shared is None:
+            line.shared = Link(self._options)
+        link: Link = line.shared
+        mine, theirs = ((one.baudrate, one.parity, one.stopbits) for one in (self._options, link.options))
+        if mine != theirs:
+            raise Unusable(f"devices on {link.options.serial} differ in baudrate, parity or stopbits: {mine}, {theirs}")
+        return link

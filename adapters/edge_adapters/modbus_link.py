@@ -1,0 +1,270 @@
+"""One Modbus line (a TCP connection or a serial port) and the units on it. The one importer of pymodbus.
+
+pymodbus does framing and checksums. Everything that it would do by itself is switched off, because it hides what happened:
+its retries (it repeats writes too), its reconnecting (after up to 300 s) and its timeout (the runtime cancels instead).
+
+**Answers that come late.** TCP answers carry a transaction number, but half of a late frame in the buffer shifts everything after
+it: so a connection on which a request was given up is closed. RTU answers carry nothing that ties them to a request: there the
+bytes that a unit still owes are remembered, and before anything else that unit is asked for an answer of another length (the
+canary). A unit answers in order, so when the canary's answer is there, no older one can come any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import termios
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from edge_adapters.modbus_plan import BITS, Options, Table, answer_bytes
+from edge_runtime.adapter import LinkLost, Unusable
+
+if TYPE_CHECKING:
+    from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
+
+T = TypeVar("T")
+
+NEVER_S = 366 * 86_400.0
+"""pymodbus wants a timeout; the runtime has its own, and cancels."""
+
+CANARIES_MAX = 4
+"""Answers of a wrong length, one after the other, until the unit is given up."""
+CANARY_LENGTHS = 8
+QUIET_ROUNDS_MAX = 100
+"""A line that is not silent for so many times `quiet_s` is given up."""
+
+FUNCTIONS: dict[Table, int] = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
+EXCEPTIONS = {
+    1: "illegal function",
+    2: "illegal data address",
+    3: "illegal data value",
+    4: "device failure",
+    5: "acknowledge, still working on it",
+    6: "device busy",
+    7: "negative acknowledge",
+    8: "memory parity error",
+    10: "gateway path unavailable",
+    11: "gateway target does not answer",
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The device answered with a Modbus exception."""
+
+    code: int
+
+    @property
+    def reason(self) -> str:
+        return f"Modbus exception {self.code}: {EXCEPTIONS.get(self.code, 'unknown')}"
+
+
+class WrongAnswer(LinkLost):
+    """An answer that is not one to the question: of another length, or of another function."""
+
+
+def line_key(options: Options) -> str:
+    """Devices with the same key share the line."""
+    return f"serial:{options.serial}" if options.serial else f"tcp://{options.host}:{options.port}"
+
+
+class Link:
+    """What the devices on one line have in common. The caller has the turn: there is one request at a time."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._client: AsyncModbusTcpClient | AsyncModbusSerialClient | None = None
+        self._lost = ""
+        self._asking = False
+        self._restless = False
+        self._stirred = 0
+        self._owed: dict[int, set[int]] = {}
+        characters_s = 11 / options.baudrate
+        self._pause_s = max(3.5 * characters_s, 0.00175) if options.serial else 0.0
+
+    async def connect(self) -> None:
+        """Connects if it is not connected. Raises LinkLost, or Unusable where the library is missing."""
+        if self._client and not self._lost:
+            return
+        self.close()
+        self._client = client = _client(self.options, self._on_bytes, self._on_connection)
+        self._lost = ""
+        self._restless = self.options.serial is not None
+        try:
+            # Not client.connect(): it answers False and keeps the reason to itself.
+            client.ctx.transport, _ = await client.ctx.call_create()
+            # A serial transport sets itself up in the next two rounds of the loop, and fails there if it was closed before.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        except (OSError, ValueError, termios.error) as error:  # termios.error: settings that the port does not know
+            self.close()
+            raise _unreachable(self.options, error) from error
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the connection, if there is one. What units owe stays known."""
+        client, self._client = self._client, None
+        if client:
+            self._fail(client, "the connection was closed")
+            client.close()
+
+    async def ask(self, unit_id: int, table: Table, address: int, count: int) -> Sequence[int] | Refused:
+        """One request and its answer, of the right length (bits: at least). Raises LinkLost.
+
+        When it is cancelled or fails after the request was sent, the answer is still owed: see the module's text."""
+        if self._client is None:
+            await self.connect()  # another unit gave up a request and closed the connection that all share
+        if self._restless:
+            await self._quiet()
+        if self._pause_s:
+            await asyncio.sleep(self._pause_s)
+        size = answer_bytes(table, count)
+        owed = self._owed.setdefault(unit_id, set())
+        owed.add(size)
+        answer = await self._exchange(unit_id, table, address, count)
+        if isinstance(answer, Refused):
+            if len(owed) > 1:
+                await self._quiet()  # an exception has no length that tells whose it is: let the others come too
+        elif answer_bytes(table, len(answer)) != size:
+            self._give_up()
+            raise WrongAnswer(f"unit {unit_id} answered {len(answer)} values for {count} asked ({table} {address})", _CONFUSED)
+        owed.clear()
+        return answer
+
+    async def settle(self, unit_id: int, table: Table, address: int, sizes: Sequence[int]) -> None:
+        """RTU: makes sure that the unit is there and owes no answer. `sizes` (bytes) are the answers that an earlier run of this
+        program may have left open. Raises LinkLost."""
+        owed = self._owed.setdefault(unit_id, set(sizes))
+        step = 8 if table in BITS else 1
+        for attempt in range(CANARIES_MAX):
+            counts = [count for count in range(step, (CANARY_LENGTHS + 1) * step, step) if answer_bytes(table, count) not in owed]
+            if not counts:
+                owed.clear()
+            try:
+                await self.ask(unit_id, table, address, counts[0] if counts else step)
+            except WrongAnswer:
+                if attempt == CANARIES_MAX - 1:
+                    raise
+            else:
+                break
+        self._restless = True
+
+    async def _exchange(self, unit_id: int, table: Table, address: int, count: int) -> Sequence[int] | Refused:
+        from pymodbus.exceptions import ModbusException
+
+        client = self._client
+        if client is None or self._lost:
+            raise LinkLost(self._lost or "the connection was closed")
+        read = {
+            "coil": client.read_coils,
+            "discrete": client.read_discrete_inputs,
+            "holding": client.read_holding_registers,
+            "input": client.read_input_registers,
+        }[table]
+        self._asking = True
+        try:
+            answer = await _cancellable(read(address, count=count, device_id=unit_id))
+        except ModbusException as error:
+            self._give_up()
+            raise LinkLost(self._lost or error.string) from error
+        except asyncio.CancelledError:
+            self._give_up()
+            raise
+        finally:
+            self._asking = False
+        if answer.function_code & 0x7F != FUNCTIONS[table]:
+            self._give_up()
+            raise WrongAnswer(f"unit {unit_id} answered function {answer.function_code} for {FUNCTIONS[table]} asked", _CONFUSED)
+        if answer.isError():
+            return Refused(answer.exception_code)
+        return answer.bits if table in BITS else answer.registers
+
+    def _give_up(self) -> None:
+        if self.options.serial:
+            self._restless = True
+        else:
+            self.close()
+
+    async def _quiet(self) -> None:
+        """Waits until nothing has come in for a while; what comes in is thrown away (nobody asked)."""
+        for _ in range(QUIET_ROUNDS_MAX):
+            before = self._stirred
+            await asyncio.sleep(self.options.quiet_s)
+            if self._stirred == before:
+                self._restless = False
+                return
+        raise LinkLost(f"{self.options.serial} is never silent", "is there a second master on the line?")
+
+    def _on_bytes(self, sending: bool, data: bytes) -> bytes:
+        self._stirred += not sending
+        return data
+
+    def _on_connection(self, there: bool) -> None:
+        if not there and self._client:
+            self._lost = "the serial port is gone" if self.options.serial else "the device closed the connection"
+            self._fail(self._client, self._lost)
+
+    def _fail(self, client: AsyncModbusTcpClient | AsyncModbusSerialClient, reason: str) -> None:
+        """pymodbus leaves a request waiting when the connection breaks."""
+        from pymodbus.exceptions import ConnectionException
+
+        if self._asking and not client.ctx.response_future.done():
+            client.ctx.response_future.set_exception(ConnectionException(reason))
+
+
+_CONFUSED = "a faulty device, or two units with the same number on the line"
+
+
+def _client(
+    options: Options, on_bytes: Callable[[bool, bytes], bytes], on_connection: Callable[[bool], None]
+) -> AsyncModbusTcpClient | AsyncModbusSerialClient:
+    try:
+        import pymodbus
+        from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
+
+        if options.serial:
+            import serial  # type: ignore[import-untyped]  # noqa: F401  # pymodbus fails late without it
+    except ImportError as error:
+        raise Unusable(f"Modbus needs a library that is not installed: {error.name}", _INSTALL) from error
+    if not pymodbus.__version__.startswith("3.16."):
+        raise Unusable(f"pymodbus {pymodbus.__version__} is installed, 3.16 is needed (each minor release changes it)", _INSTALL)
+    logging.getLogger("pymodbus").addHandler(logging.NullHandler())  # else its remarks land on stderr
+    if options.serial is None:
+        return AsyncModbusTcpClient(
+            options.host or "", port=options.port, reconnect_delay=0, timeout=NEVER_S, retries=0, trace_connect=on_connection
+        )
+    return AsyncModbusSerialClient(
+        options.serial,
+        baudrate=options.baudrate,
+        parity=options.parity[0].upper(),
+        stopbits=options.stopbits,
+        reconnect_delay=0,
+        timeout=NEVER_S,
+        retries=0,
+        trace_packet=on_bytes,
+        trace_connect=on_connection,
+    )
+
+
+_INSTALL = "pip install 'edge-runtime[modbus]'"
+
+
+async def _cancellable(answer: Awaitable[T]) -> T:
+    """pymodbus waits with asyncio.wait_for, and that of Python 3.11 forgets that it was cancelled when the answer comes in the same
+    moment. The runtime's timeout strikes once only: the next request would wait for ever."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await answer
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
+
+
+def _unreachable(options: Options, error: Exception) -> LinkLost:
+    if options.serial:
+        return LinkLost(f"cannot open {options.serial}: {error}", "is it plugged in, and is the user in group dialout?")
+    return LinkLost(f"cannot connect to {options.host}:{options.port}: {error}", "is the device on, and host and port right?")

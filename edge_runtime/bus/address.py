@@ -1,0 +1,1 @@
+from edge_runtime.address import BadAddress, address  # noqa: F401 - moved

@@ -1,0 +1,86 @@
+"""edge-runtime check: says everything that is wrong with a configuration, at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_runtime.config import Config, HttpsSink, MqttSink
+    from edge_runtime.sources.registry import Registry
+
+SUMMARY = "check a configuration file: every error at once, with line and hint"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="configuration file (YAML or JSON); - reads standard input")
+    parser.add_argument("--plan", action="store_true", help="also show how each adapter will read its device")
+    parser.add_argument("--json", action="store_true", help="the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: valid; 1: it is not."""
+    from edge_runtime import config
+    from edge_runtime.cli import terminal
+    from edge_runtime.sources.registry import Registry
+
+    registry = Registry()
+    try:
+        valid = _load(args.file, registry)
+    except config.ConfigError as error:
+        if args.json:
+            terminal.emit_json({"valid": False, "problems": [dataclasses.asdict(problem) for problem in error.problems]})
+        else:
+            count = len(error.problems)
+            print(f"{error.cause}\n{count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+        return 1
+    plan = _plan(valid, registry) if args.plan else {}
+    if args.json:
+        terminal.emit_json({"valid": True, "problems": [], "plan": plan})
+    else:
+        _show(valid)
+        for device, rows in plan.items():
+            columns = tuple(dict.fromkeys(column for row in rows for column in row)) or ("nothing to plan",)
+            terminal.table(columns, [[row.get(column) for column in columns] for row in rows], f"\nplan of {device}")
+    return 0
+
+
+def _load(file: Path, registry: Registry) -> Config:
+    from edge_runtime import config
+
+    return (
+        config.load(sys.stdin.read(), registry, Path("<stdin>")) if str(file) == "-" else config.load_file(file, registry).config
+    )
+
+
+def _plan(config: Config, registry: Registry) -> dict[str, list[dict[str, object]]]:
+    plan = {}
+    for name, device in config.devices.items():
+        schema = registry[device.adapter]
+        options = schema.Options.model_validate(device.options)
+        points = tuple(schema.Point.model_validate(point) for point in device.points)
+        plan[name] = schema.describe(options, points)
+    return plan
+
+
+def _show(config: Config) -> None:
+    from edge_runtime.cli import terminal
+
+    print(f"valid: gateway {config.gateway} of site {config.site}")
+    devices = [(name, one.adapter, len(one.points), one.period_s) for name, one in config.devices.items()]
+    terminal.table(("device", "adapter", "points", "period_s"), devices, "\ndevices")
+    if config.pipelines:
+        pipelines = [(name, one.device, one.model, len(one.rules)) for name, one in config.pipelines.items()]
+        terminal.table(("pipeline", "device", "model", "rules"), pipelines, "\npipelines")
+    if config.sinks:
+        sinks = [(name, one.type, _delivery(one), ", ".join(one.lanes)) for name, one in config.sinks.items()]
+        terminal.table(("sink", "type", "delivery", "lanes"), sinks, "\nsinks")
+
+
+def _delivery(sink: MqttSink | HttpsSink) -> str:
+    if sink.type == "https" or sink.receiver:
+        return "confirmed by the receiver"
+    return "to the broker only"

@@ -1,0 +1,156 @@
+"""`edge-runtime receive`: the reference far end. Takes batches over HTTP and MQTT, gives receipts, keeps each record once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_runtime.receiver import mqtt
+    from edge_runtime.receiver.account import Statistics
+    from edge_runtime.receiver.receiver import Receiver
+
+HTTP_DEFAULT = "127.0.0.1:8443"
+
+SUMMARY = "take records over HTTP and MQTT, give receipts, keep each record once"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--name", default="cloud", help="name of this receiver, as in `receiver` of an mqtt sink (default: cloud)"
+    )
+    parser.add_argument(
+        "--file", type=Path, default=Path("records.db"), help="SQLite file with the records (default: records.db)"
+    )
+    parser.add_argument("--http", metavar="HOST:PORT", help="listen here for https sinks; port 0 takes a free one")
+    parser.add_argument(
+        "--mqtt", metavar="URL", help="broker to take batches from: mqtt://[user:password@]host[:port] or mqtts://..."
+    )
+    parser.add_argument("--site", default="+", help="only gateways of this site over MQTT (default: of all sites)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="gateways must show the bearer token in this file")
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="certificate (PEM): listen with TLS")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="private key of the certificate (PEM)")
+    parser.add_argument("--ca", default="", metavar="FILE", help="mqtts: CA certificate to trust (default: the system's)")
+    parser.add_argument("--json", action="store_true", help="print JSON: one line when ready, statistics at the end")
+    parser.add_argument("--statistics", action="store_true", help="print what the file holds, and end")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT, then prints the statistics. Raises EdgeError."""
+    from edge_runtime.receiver import ledger
+
+    if not args.statistics:
+        asyncio.run(_serve(args))
+    _print(ledger.statistics(args.file), args.json)
+    return 0
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    from edge_runtime.board.system import ThreadWorker
+    from edge_runtime.receiver.receiver import Receiver
+
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    async with AsyncExitStack() as stack:
+        writer, reader = ThreadWorker("ledger"), ThreadWorker("statistics")
+        stack.callback(reader.close)
+        stack.callback(writer.close)
+        receiver = Receiver(args.name, writer, reader)
+        await receiver.open(args.file)
+        stack.push_async_callback(receiver.close)
+        running = [asyncio.create_task(receiver.run(), name="commits"), asyncio.create_task(stop.wait(), name="stop")]
+        stack.push_async_callback(_cancel, running)
+        ready = {"name": args.name, "file": str(args.file)}
+        if args.http or not args.mqtt:
+            ready["http"] = await stack.enter_async_context(_listen(receiver, args))
+        if args.mqtt:
+            running.append(asyncio.create_task(_mqtt_door(receiver, args).run(), name="mqtt"))
+            ready["mqtt"] = args.mqtt.rpartition("@")[2]
+        _announce(ready, args.json)
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # but for `stop`, a task ends only by an error
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _listen(receiver: Receiver, args: argparse.Namespace) -> AbstractAsyncContextManager[str]:
+    from edge_runtime.receiver import http
+
+    listen = args.http or HTTP_DEFAULT
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or not host:
+        raise http.CannotListen(f"--http {listen}: no HOST:PORT", f"--http {HTTP_DEFAULT}")
+    if not (args.cert and args.token_file) and host not in ("127.0.0.1", "localhost", "[::1]"):
+        _tell(f"warning: on {host} without --cert or --token-file: whoever reaches it can send records")
+    tls = http.tls_context(args.cert, args.key) if args.cert else None
+    return http.serve(http.Door(receiver, _token(args.token_file)), host.strip("[]"), int(port), tls)
+
+
+def _mqtt_door(receiver: Receiver, args: argparse.Namespace) -> mqtt.Door:
+    from edge_runtime.address import address
+    from edge_runtime.board.system import SystemDice
+    from edge_runtime.bus.broker import PahoBus
+    from edge_runtime.receiver import mqtt
+
+    # A kept session: batches that come while we are away wait at the broker.
+    broker = address(args.mqtt, client_id=f"edge-receiver-{args.name}", ca_file=args.ca, clean=False)
+    return mqtt.Door(receiver, PahoBus(), broker, args.site, SystemDice(), _tell)
+
+
+def _token(file: Path | None) -> str:
+    from edge_runtime.receiver import http
+
+    if file is None:
+        return ""
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise http.CannotListen(f"--token-file {file}: {error}", "a readable file with one line") from None
+    if not token:
+        raise http.CannotListen(f"--token-file {file} is empty", "`openssl rand -hex 32 > FILE` makes a token")
+    return token
+
+
+def _announce(ready: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(ready), flush=True)
+        return
+    doors = " and ".join(ready[door] for door in ("http", "mqtt") if door in ready)
+    print(f"receiver {ready['name']} on {doors}, records in {ready['file']}; Ctrl-C ends it", flush=True)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print(statistics: Statistics, as_json: bool) -> None:
+    import msgspec
+
+    from edge_runtime.cli import terminal
+
+    if as_json:
+        print(msgspec.json.encode(statistics).decode(), flush=True)
+        return
+    columns = ("site", "gateway", "received", "unique", "duplicates", "gaps", "declared lost", "epochs")
+    rows = [
+        (each.site, each.gateway, each.received, each.unique, each.duplicates, each.gaps, each.declared_lost, each.epochs)
+        for each in statistics.gateways
+    ]
+    terminal.table(columns, rows)
+    for each in statistics.gateways:
+        for hole in each.holes:
+            print(f"missing: {each.gateway} {hole.epoch} {hole.lane.value} {hole.first}..{hole.last}")
+        for reason, count in each.lost_reasons.items():
+            print(f"declared lost: {each.gateway} {count} ({reason})")

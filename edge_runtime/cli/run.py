@@ -1,0 +1,134 @@
+"""edge-runtime run: runs one gateway in the foreground until SIGINT or SIGTERM, then stops cleanly."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_runtime.config import Config, Log
+    from edge_runtime.gateway import World
+
+SUMMARY = "Run a gateway"
+
+LOCK = "gateway.lock"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="configuration file (YAML or JSON)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: stopped cleanly."""
+    import asyncio
+
+    from edge_runtime import config
+    from edge_runtime.sources.registry import Registry
+
+    registry = Registry()
+    loaded = config.load_file(args.file, registry)
+    log = logger(loaded.config.log)
+    with locked(loaded.folder / loaded.config.data_dir):
+        asyncio.run(_serve(loaded.config, loaded.folder, real_world(registry, log)))
+    return 0
+
+
+async def _serve(settings: Config, folder: Path, world: World) -> None:
+    import asyncio
+    import signal
+
+    from edge_runtime.gateway import Gateway
+
+    gateway = Gateway(settings, folder, world)
+    loop = asyncio.get_running_loop()
+    running = asyncio.ensure_future(gateway.run())
+
+    def stop() -> None:
+        # Before it has started there is nothing to drain; a second signal does not wait for the far ends any more.
+        if gateway.started.is_set() and not gateway.stopping:
+            gateway.stop()
+        else:
+            running.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        world.log.warning("gateway_interrupted", hint="what was accepted is on the disk")
+
+
+def real_world(registry: Any, log: Any) -> World:
+    """The machine that we run on."""
+    from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
+    from edge_runtime.bus.address import address
+    from edge_runtime.bus.broker import PahoBus
+    from edge_runtime.bus.host import BrokerHost
+    from edge_runtime.gateway import World
+    from edge_runtime.outbox import sinks
+    from edge_runtime.outbox.database import FileDisk
+
+    clock, dice = SystemClock(), SystemDice()
+    return World(
+        clock=clock,
+        dice=dice,
+        bus=PahoBus(),
+        adapters=registry,
+        new_worker=ThreadWorker,
+        new_disk=FileDisk,
+        make_sink=sinks.make,
+        new_host=lambda settings, folder: BrokerHost(settings, folder, clock, dice, log),
+        local_address=address,
+        log=log,
+    )
+
+
+def logger(settings: Log) -> Any:
+    """structlog on standard error: one event a line, key=value for people, JSON for programs."""
+    import logging
+    import sys
+
+    import structlog
+
+    json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    render: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(pad_event_to=24)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([structlog.processors.format_exc_info] if json else []),
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    return structlog.get_logger()
+
+
+class locked:  # noqa: N801 - used like a function
+    """Two gateways on one outbox would give the same numbers away: the second one is refused. The lock ends with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        from edge_runtime.ports import EdgeError
+
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self._folder / LOCK).open("w")
+        except OSError as error:
+            raise EdgeError(f"{self._folder}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            hint = "stop it, or give this gateway another `data_dir`"
+            raise EdgeError(f"{self._folder}: another gateway is running on this folder", hint) from None
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

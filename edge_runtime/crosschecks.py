@@ -1,0 +1,114 @@
+"""What in a configuration does not go together although every part is well formed: names that mean nothing or two things, and
+options that the adapter does not take.
+
+It works on the text's plain value, so that one wrong key elsewhere hides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edge_runtime.adapter import Adapter
+from edge_runtime.document import Document, Path, Problem, closest, validate
+from edge_runtime.ports import EdgeError
+
+STATISTICS = ("min", "mean", "max", "last")
+"""Of each point: the outputs of a pipeline without a model."""
+
+
+def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Problem]:
+    """`schemas`: the adapters by name; looking one up may raise EdgeError."""
+    found: list[Problem] = []
+    for name in _mapping(doc.at(("devices",))):
+        found += _device(doc, ("devices", name), schemas)
+    for name in _mapping(doc.at(("pipelines",))):
+        found += _pipeline(doc, ("pipelines", name))
+        found += _twice(doc, ("pipelines", name, "rules"), "rule", "pipeline")
+    return found + list(_sinks(doc))
+
+
+def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
+    adapter = doc.at((*here, "adapter"))
+    if not isinstance(adapter, str):
+        return
+    if adapter not in schemas:
+        hint = closest(adapter, schemas, "known are") + "; see `edge-runtime adapters`"
+        yield doc.problem((*here, "adapter"), "no adapter of this name is installed", value=adapter, hint=hint)
+        return
+    try:
+        schema = schemas[adapter]
+    except EdgeError as error:
+        yield doc.problem((*here, "adapter"), error.cause, hint=error.hint)
+        return
+    options = doc.at((*here, "options"))
+    if isinstance(options, dict) or (*here, "options") not in doc.lines:
+        yield from validate(doc, schema.Options, (*here, "options"))
+    for number, point in enumerate(_list(doc.at((*here, "points")))):
+        if isinstance(point, dict):
+            yield from validate(doc, schema.Point, (*here, "points", number))
+    yield from _twice(doc, (*here, "points"), "point", "device")
+
+
+def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
+    devices = _mapping(doc.at(("devices",)))
+    device = doc.at((*here, "device"))
+    if not isinstance(device, str):
+        return
+    if device not in devices:
+        hint = closest(device, devices, "declared are")
+        yield doc.problem((*here, "device"), "no device of this name is declared", value=device, hint=hint)
+        return
+    declared = _names(doc, ("devices", device, "points"))
+    wanted = _list(doc.at((*here, "points")))
+    for number, point in enumerate(wanted):
+        if isinstance(point, str) and point not in declared:
+            hint = closest(point, declared, f"the points of {device} are")
+            yield doc.problem((*here, "points", number), f"is no point of {device}", value=point, hint=hint)
+        elif point in wanted[:number]:
+            yield doc.problem((*here, "points", number), "stands here twice", value=point, hint="remove one of them")
+    if doc.at((*here, "model")) is None:
+        yield from _statistics(doc, here, [point for point in wanted if isinstance(point, str)] or declared)
+
+
+def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Problem]:
+    """Without a model the outputs are known: a rule that watches another one would never be raised."""
+    known = [f"{point}.{statistic}" for point in points for statistic in STATISTICS]
+    for number, rule in enumerate(_list(doc.at((*here, "rules")))):
+        output = _mapping(rule).get("output")
+        if isinstance(output, str) and output not in known:
+            hint = closest(output, known, "without a model the outputs are")
+            yield doc.problem((*here, "rules", number, "output"), "is no output of this pipeline", value=output, hint=hint)
+
+
+def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem]:
+    """Two items of a list with one name."""
+    seen: dict[str, int] = {}
+    for number, item in enumerate(_list(doc.at(here))):
+        name = _mapping(item).get("name")
+        if isinstance(name, str) and seen.setdefault(name, number) != number:
+            line = doc.line((*here, seen[name], "name"))
+            hint = f"the other one is in line {line}; a {noun}'s name is unique in its {owner}"
+            yield doc.problem((*here, number, "name"), f"is the name of another {noun}, too", value=name, hint=hint)
+
+
+def _sinks(doc: Document) -> Iterator[Problem]:
+    if _mapping(doc.at(("broker",))).get("mode", "none") != "none":
+        return
+    for name, sink in _mapping(doc.at(("sinks",))).items():
+        if _mapping(sink).get("url") == "local":
+            hint = "set broker.mode to `hosted` or `external`, or give the URL of a broker"
+            yield doc.problem(("sinks", name, "url"), "there is no local broker", value="local", hint=hint)
+
+
+def _names(doc: Document, here: Path) -> list[str]:
+    names = (_mapping(item).get("name") for item in _list(doc.at(here)))
+    return [name for name in names if isinstance(name, str)]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

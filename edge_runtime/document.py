@@ -1,0 +1,358 @@
+"""A YAML text that knows the line of everything in it, and says all that is wrong with it at once.
+
+YAML is read by its 1.2 core rules: `no`, `on` and `2026-01-01` are text, 010 is ten, 1e3 is a number. PyYAML's own (1.1) rules
+turn them into false, true, a date, eight and text. Keys are always text. JSON is YAML, with tabs too. Tags, anchors, aliases
+and merge keys are refused: a line of aliases of aliases unfolds into more than the memory holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from edge_runtime.ports import EdgeError
+
+SIZE_BYTES_MAX = 4 * 2**20
+DEPTH_MAX = 32
+SHOWN_CHARACTERS_MAX = 60
+NEAR = "did you mean"
+
+Path = tuple[str | int, ...]
+"""("devices", "press", "points", 3, "address")"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, what, and what to do about it."""
+
+    file: str
+    line: int
+    path: str
+    message: str
+    value: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: " + (f"{self.path}: " if self.path else "")
+        value = f" (it is {self.value})" if self.value else ""
+        return where + self.message + value + (f"\n    hint: {self.hint}" if self.hint else "")
+
+
+class DocumentError(EdgeError):
+    """Everything that is wrong with a file."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class Document:
+    """The value of a text (mappings, lists, scalars) and the line of each key and item, counted from 1."""
+
+    file: str
+    value: Any
+    lines: Mapping[Path, int] = field(repr=False)
+
+    def line(self, path: Path) -> int:
+        """Of the path, or of the nearest thing around it that exists."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def problem(self, path: Path, message: str, *, value: Any = None, hint: str = "") -> Problem:
+        return Problem(self.file, self.line(path), dotted(path), message, shown(value), hint)
+
+    def at(self, path: Path) -> Any:
+        """The value there; None if there is nothing."""
+        here = self.value
+        for step in path:
+            in_mapping = isinstance(here, dict) and step in here
+            if not in_mapping and not (isinstance(here, list) and isinstance(step, int) and step < len(here)):
+                return None
+            here = here[step]
+        return here
+
+
+def dotted(path: Path) -> str:
+    """devices.press.points[3].address"""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif re.fullmatch(r"[\w-]+", step):
+            text += f".{step}" if text else step
+        else:
+            text += f"[{json.dumps(step, ensure_ascii=False)}]"
+    return text
+
+
+def shown(value: Any) -> str:
+    """A scalar for a message: short, and without the password of a URL. Nothing for lists and mappings."""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    text = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(text: str, file: str = "<text>") -> Document:
+    """Raises DocumentError: no YAML, a key twice, too large, too deep."""
+    if len(text) > SIZE_BYTES_MAX:
+        raise DocumentError([Problem(file, 1, "", f"is larger than {SIZE_BYTES_MAX} bytes", hint="is it the right file?")])
+    if text.lstrip()[:1] in ("{", "["):
+        text = text.replace("\t", " ")
+    reader = _Reader(file)
+    try:
+        value = reader.document(yaml.parse(text, Loader=_LOADER))
+    except yaml.MarkedYAMLError as error:
+        raise DocumentError([_syntax(error, file)]) from None
+    except yaml.reader.ReaderError as error:
+        message = f"holds a character that YAML does not allow ({error.reason})"
+        line = text.count("\n", 0, int(error.position)) + 1
+        raise DocumentError([Problem(file, line, "", message, hint="is it a text file?")]) from None
+    if reader.problems:
+        raise DocumentError(reader.problems)
+    return Document(file, value, reader.lines)
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    message = ", ".join(part for part in (error.context, error.problem) if part)
+    hint = "YAML wants spaces, not tabs, at the start of a line" if "\\t" in message or "'\t'" in message else ""
+    if "mapping values are not allowed" in message:
+        hint = "put quotes around a text that holds `: `, and check the indentation"
+    return Problem(file, mark.line + 1 if mark else 1, "", f"no valid YAML: {message}", hint=hint)
+
+
+class _Refused(Exception):
+    """Reading cannot go on."""
+
+
+class _Reader:
+    """Builds values from YAML events (untyped: PyYAML's stubs know nothing of tags). It stops at a limit; what is wrong
+    otherwise is noted, and reading goes on."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.lines: dict[Path, int] = {}
+        self.problems: list[Problem] = []
+
+    def document(self, events: Iterator[yaml.Event]) -> Any:
+        content = (event for event in events if not isinstance(event, _FRAME))
+        value = None
+        try:
+            for number, event in enumerate(content):
+                if number:
+                    self._refuse(event, (), "a second document begins here", "one file holds one document")
+                value = self._value(event, content, ())
+        except _Refused:
+            return None
+        return value
+
+    def _value(self, event: Any, events: Iterator[Any], path: Path) -> Any:
+        if len(path) > DEPTH_MAX:
+            self._refuse(event, path[:3], f"is nested deeper than {DEPTH_MAX}", "")
+        self.lines.setdefault(path, _line(event))
+        if isinstance(event, yaml.AliasEvent):
+            return self._note(event, path, f"the alias *{event.anchor} is not supported", "repeat the value")
+        if event.anchor is not None:
+            self._note(
+                event, path, f"the anchor &{event.anchor} is not supported", "leave it out, and repeat the value elsewhere"
+            )
+        if event.tag not in (None, "!"):
+            self._note(event, path, f"the tag {event.tag} is not supported", "leave it out")
+        if isinstance(event, yaml.ScalarEvent):
+            return _scalar(event.value) if event.implicit[0] else event.value
+        return self._list(events, path) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(events, path)
+
+    def _list(self, events: Iterator[Any], path: Path) -> list[Any]:
+        items: list[Any] = []
+        for event in events:
+            if isinstance(event, yaml.SequenceEndEvent):
+                break
+            items.append(self._value(event, events, (*path, len(items))))
+        return items
+
+    def _mapping(self, events: Iterator[Any], path: Path) -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        for event in events:
+            if isinstance(event, yaml.MappingEndEvent):
+                break
+            if not isinstance(event, yaml.ScalarEvent):
+                self._refuse(event, path, "a key must be a plain text", "")
+            here = (*path, event.value)
+            if event.value in items:
+                self._note(event, here, f"stands here twice, first in line {self.lines[here]}", "remove one of them")
+            self.lines[here] = _line(event)
+            items[event.value] = self._value(next(events), events, here)
+        return items
+
+    def _note(self, event: yaml.Event, path: Path, message: str, hint: str) -> None:
+        self.problems.append(Problem(self.file, _line(event), dotted(path), message, hint=hint))
+
+    def _refuse(self, event: yaml.Event, path: Path, message: str, hint: str) -> NoReturn:
+        self._note(event, path, message, hint)
+        raise _Refused
+
+
+_FRAME = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
+_WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+_WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_DIGITS_MAX = 100
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1
+
+
+def _scalar(text: str) -> Any:
+    """A plain scalar by the core rules of YAML 1.2."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if len(text) > _DIGITS_MAX:
+        return text
+    if _INTEGER.fullmatch(text):
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+# --- validating ------------------------------------------------------------------------------------------------------
+
+
+def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[Problem]:
+    """Everything by which the value at `at` (nothing there: an empty mapping) is no `model`, by pydantic's strict JSON rules
+    ("5" is no number)."""
+    value = document.at(at) if at in document.lines else {}
+    try:
+        model.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        found: dict[Path, list[Problem]] = {}
+        for item in error.errors(include_url=False):
+            path = _place(document, at, item["loc"], item["type"])
+            found.setdefault(path, []).append(_problem(document, model, at, path, item))
+        return [_either(problems) for problems in found.values()]
+    return []
+
+
+def _place(document: Document, at: Path, loc: Path, kind: str) -> Path:
+    """Pydantic's location without what is not in the text: names of alternatives, of validators, and "[key]"."""
+    path, here = at, document.at(at)
+    for number, step in enumerate(loc, 1):
+        inside = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int))
+        if inside or (kind == "missing" and number == len(loc)):
+            path = (*path, step)
+            here = document.at(path)
+    return path
+
+
+def _either(problems: Sequence[Problem]) -> Problem:
+    """Alternatives that all failed at one place are one problem."""
+    messages = dict.fromkeys(problem.message for problem in problems)
+    first, *others = messages
+    rest = (message.removeprefix("should be ") for message in others)
+    hint = next((problem.hint for problem in problems if problem.hint.startswith(NEAR)), problems[0].hint)
+    return replace(problems[0], message=" or ".join((first, *rest)), hint=hint)
+
+
+def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, item: Any) -> Problem:
+    kind, value = item["type"], document.at(path)
+    known = _fields(model, path[len(at) : -1])
+    about = known.get(str(path[-1])) if path else None
+    description = (about.description or "") if about else ""
+    if kind == "extra_forbidden":
+        return document.problem(path, "unknown key", value=value, hint=closest(str(path[-1]), known, "the keys here are"))
+    if kind == "missing":
+        return document.problem(path, "is missing", hint=description)
+    if "[key]" in item["loc"]:
+        return document.problem(path, "is no name", hint="letters, digits, - and _; 63 at most; a letter or digit first")
+    if kind in ("literal_error", "enum") and isinstance(value, str):
+        description = closest(value, re.findall(r"'([^']*)'", item["msg"]), "") or description
+    elif kind == "string_type" and isinstance(value, int | float):
+        description = f'put quotes around it: "{json.dumps(value)}"'
+    elif kind in ("int_type", "float_type") and isinstance(value, str) and not isinstance(_scalar(value), str):
+        description = f"leave the quotes out: {value}"
+    elif kind == "model_type" and value is None:
+        description = "leave the key out to have the defaults"
+    elif kind.startswith("union_tag"):
+        description = "give `type`"
+    return document.problem(path, _message(item["msg"]), value=value, hint=description)
+
+
+def _message(text: str) -> str:
+    """Pydantic's words in those of a configuration file."""
+    for theirs, ours in _PHRASES:
+        text = text.replace(theirs, ours)
+    return text[:1].lower() + text[1:]
+
+
+_PHRASES = (
+    ("Value error, ", ""),
+    ("List should have at least 1 item after validation, not 0", "must not be empty"),
+    ("Dictionary should have at least 1 item after validation, not 0", "must not be empty"),
+    ("Unable to extract tag using discriminator 'type'", "has no type"),
+    ("found using 'type' does not match any of the expected tags:", "is no type; known are"),
+    ("Input tag ", ""),
+    ("String should match pattern", "should match the pattern"),
+    ("Input should be ", "should be "),
+    ("a valid dictionary", "a mapping (key: value)"),
+    ("an object", "a mapping (key: value)"),
+    ("a valid array", "a list"),
+    ("a valid string", "a text"),
+    ("a valid integer", "a whole number"),
+    ("a valid number", "a number"),
+    ("a valid boolean", "true or false"),
+)
+
+
+def closest(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A hint: "did you mean `address`?", or all that is known after the words `otherwise` (nothing if they are empty)."""
+    names = list(known)
+    if near := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
+        return f"{NEAR} `{near[0]}`?"
+    return f"{otherwise} {', '.join(names)}" if otherwise and names else ""
+
+
+def _fields(model: type[BaseModel], path: Path) -> dict[str, FieldInfo]:
+    """The fields that may stand at a path in a model; of every alternative where there are several."""
+    types: list[Any] = [model]
+    for step in path:
+        types = [inner for outer in types for inner in _inside(outer, step)]
+    models = [one for outer in types for one in _models(outer)]
+    return {name: field for one in models for name, field in one.model_fields.items()}
+
+
+def _inside(outer: Any, step: str | int) -> list[Any]:
+    """The types that a key or an index leads to."""
+    if isinstance(outer, type) and issubclass(outer, BaseModel):
+        return [outer.model_fields[step].annotation] if step in outer.model_fields else []
+    if get_origin(outer) is dict:
+        return [get_args(outer)[1]]
+    if get_origin(outer) in (list, tuple):
+        return [get_args(outer)[0]]
+    return [inner for argument in get_args(outer) for inner in _inside(argument, step)]
+
+
+def _models(outer: Any) -> list[type[BaseModel]]:
+    if isinstance(outer, type) and issubclass(outer, BaseModel):
+        return [outer]
+    if get_origin(outer) in (dict, list, tuple):
+        return []
+    return [model for argument in get_args(outer) for model in _models(argument)]

@@ -1,0 +1,229 @@
+"""What a pipeline uses: opens a model on the best engine of this machine, and runs windows through it.
+
+    model = await open_model("shuttle-anomaly", [models_dir], "auto", "cpu", new_worker, clock)
+    inference = await model.infer(values)         # float64[rows, points] -> outputs by name
+    model.close()
+
+A model that is fast on a CPU runs inline on the event loop (a hop to a thread costs 70 to 145 us, many models 5); any other
+runs on its own worker. A call on a worker that does not come back in time is given up, with its worker and session: the next
+window opens the model again, on a new worker, and what hangs there too is passed over for the next in the chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge_runtime.inference import store
+from edge_runtime.inference.engine import Engine, EngineError, EngineMissing
+from edge_runtime.inference.engine_openvino import OpenvinoEngine
+from edge_runtime.inference.engine_tflite import TfliteEngine
+from edge_runtime.inference.processing import Window
+from edge_runtime.inference.selection import candidates, chain, fastest
+from edge_runtime.inference.store import Stored
+from edge_runtime.inference.trial import Candidate, Prepared, Trial, attempt, prepare
+from edge_runtime.ports import Clock, Worker
+
+T = TypeVar("T")
+
+INFER_S_MAX = 2.0
+"""An accelerator that takes longer is stuck."""
+ATTEMPT_S_MAX = 30.0
+"""Loading, proving and timing one candidate. Compiling for a GPU or NPU takes seconds."""
+INLINE_NS_MAX = 1_000_000
+"""p99 of a window on a CPU, below which it runs on the event loop."""
+
+
+class Inference(msgspec.Struct, frozen=True):
+    """What a model made of a window."""
+
+    outputs: dict[str, float]
+    executed_on: str
+    artefact: str
+
+
+class Stuck(EngineError):
+    """A call on a worker did not come back in time; the worker was replaced."""
+
+
+def engines() -> list[Engine]:
+    """All that we have, installed or not. Nothing is imported before it is used."""
+    return [TfliteEngine(), OpenvinoEngine()]
+
+
+async def open_model(
+    reference: str,
+    folders: Sequence[Path],
+    engine: str,
+    accelerator: str,
+    new_worker: Callable[[], Worker],
+    clock: Clock,
+    *,
+    available: Sequence[Engine] | None = None,
+    infer_s_max: float = INFER_S_MAX,
+    attempt_s_max: float = ATTEMPT_S_MAX,
+) -> Model:
+    """Finds, checks, measures and loads a model; returns when it is ready to run.
+
+    `reference`: a name in `folders` (then among the shipped models) or a path. `engine`: auto, tflite, openvino.
+    `accelerator`: the first choice, see selection.py. `available`: the engines to choose from (default: ours).
+    Raises EngineError: no such model, a wrong file, no engine that computes it here (each reason is in the message).
+    """
+    known = engines() if available is None else available
+    chosen = [one for one in known if engine in ("auto", one.name)]
+    if not chosen:
+        raise EngineError(f"unknown engine {engine!r}", f"auto, {', '.join(one.name for one in known)}")
+    accelerators = chain(accelerator)
+    thread = _Thread(new_worker)
+    try:
+        stored = await thread.run(attempt_s_max, "reading the model", store.load, store.find(reference, folders))
+        model = Model(stored, chosen, accelerators, thread, clock, infer_s_max, attempt_s_max)
+        await model.prepare()
+    except BaseException:
+        thread.close()
+        raise
+    return model
+
+
+class Model:
+    """A model, ready to run. Used by one event loop; windows of several callers run one after the other."""
+
+    def __init__(
+        self,
+        stored: Stored,
+        chosen: Sequence[Engine],
+        accelerators: Sequence[str],
+        thread: _Thread,
+        clock: Clock,
+        infer_s_max: float,
+        attempt_s_max: float,
+    ) -> None:
+        self._stored, self._engines, self._accelerators = stored, chosen, accelerators
+        self._thread, self._clock = thread, clock
+        self._infer_s_max, self._attempt_s_max = infer_s_max, attempt_s_max
+        self._prepared: Prepared | None = None
+        self._closed = False
+        self._one_at_a_time = asyncio.Lock()
+        self.name = stored.manifest.name
+        self.rows = stored.manifest.input.rows
+        self.points = tuple(point.name for point in stored.manifest.input.points)
+        self.artefact = ""
+        """sha256 of what computes it (of an IR: of both of its files)."""
+        self.file = ""
+        self.precision = ""
+        self.threshold: float | None = None
+        """Of the artefact in use: it may change when a stuck accelerator is replaced."""
+        self.executed_on = ""
+        self.inline = False
+        self.trials: tuple[Trial, ...] = ()
+        """What was tried, in order, with times and reasons."""
+
+    async def infer(self, values: Window) -> Inference:
+        """One raw window float64[rows, points], oldest row first -> outputs by name.
+
+        Raises EngineError: another shape or dtype, an output that is no number, an engine that fails, Stuck.
+        """
+        prepared = self._prepared
+        if self.inline and prepared is not None:
+            return Inference(prepared.run(values), self.executed_on, self.artefact)
+        async with self._one_at_a_time:
+            return await self._infer_on_worker(values)
+
+    async def _infer_on_worker(self, values: Window) -> Inference:
+        if self._closed:
+            raise EngineError(f"model {self.name} is closed")
+        if self._prepared is None:
+            await self.prepare()
+        prepared = self._prepared
+        assert prepared is not None
+        executed_on, artefact = self.executed_on, self.artefact
+        try:
+            what = f"model {self.name} on {executed_on}"
+            outputs = await self._thread.run(self._infer_s_max, what, prepared.run, values)
+        except Stuck:
+            self._prepared = None
+            raise
+        return Inference(outputs, executed_on, artefact)
+
+    async def prepare(self) -> None:
+        """Tries, chooses and loads. Raises EngineError with each reason when nothing computes the model here."""
+        trials: list[Trial] = []
+        for accelerator in self._accelerators:
+            here = candidates(self._stored.manifest, self._engines, accelerator)
+            tried = [await self._attempt(candidate) for candidate in here]
+            trials += tried
+            best = fastest(tried)
+            if best is not None:
+                await self._take(here[tried.index(best)], best)
+                self.trials = tuple(trials)
+                return
+        raise self._nothing_works(trials)
+
+    async def _attempt(self, candidate: Candidate) -> Trial:
+        try:
+            return await self._thread.run(self._attempt_s_max, str(candidate), attempt, self._stored, candidate, self._clock)
+        except Stuck as error:
+            artefact = candidate.artefact
+            return Trial(
+                engine=candidate.engine.name,
+                accelerator=candidate.accelerator,
+                file=artefact.file,
+                precision=artefact.precision,
+                works=False,
+                reason=str(error),
+            )
+
+    async def _take(self, candidate: Candidate, trial: Trial) -> None:
+        prepared = await self._thread.run(self._attempt_s_max, str(candidate), prepare, self._stored, candidate)
+        artefact = candidate.artefact
+        self.artefact, self.file, self.precision = artefact.identity, artefact.file, artefact.precision
+        self.threshold, self.executed_on = artefact.threshold, trial.executed_on
+        self.inline = candidate.accelerator == "cpu" and trial.p99_ns < INLINE_NS_MAX
+        self._prepared = prepared
+        if self.inline:
+            self._thread.close()
+
+    def _nothing_works(self, trials: Sequence[Trial]) -> EngineError:
+        if not trials:
+            suffixes = ", ".join(sorted({suffix for engine in self._engines for suffix in engine.suffixes}))
+            there = ", ".join(artefact.file for artefact in self._stored.manifest.artefacts)
+            return EngineError(f"model {self.name} has no artefact for this engine ({suffixes}), only {there}")
+        reasons = list(dict.fromkeys(f"{t.file} by {t.engine} on {t.accelerator}: {t.reason}" for t in trials))
+        if all("is not installed" in trial.reason for trial in trials):
+            return EngineMissing(f"model {self.name}: no engine is installed", "pip install 'edge-runtime[litert]'")
+        return EngineError(f"model {self.name}: nothing computes it here: {'; '.join(reasons)}")
+
+    def close(self) -> None:
+        """May be called twice; not while an `infer` is running."""
+        self._closed, self.inline, self._prepared = True, False, None
+        self._thread.close()
+
+
+class _Thread:
+    """A worker that is replaced when a call on it does not come back: a hung driver cannot be interrupted, only left behind."""
+
+    def __init__(self, new_worker: Callable[[], Worker]) -> None:
+        self._new_worker = new_worker
+        self._worker: Worker | None = None
+
+    async def run(self, limit_s: float, what: str, function: Callable[..., T], *args: Any) -> T:
+        if self._worker is None:
+            self._worker = self._new_worker()
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await self._worker.run(function, *args)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._worker = None  # not closed: that would wait for the call that hangs
+            hint = "the next window tries again, and passes over what hangs"
+            raise Stuck(f"{what} did not answer within {limit_s:g} s and was left behind", hint) from error
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None

@@ -1,0 +1,45 @@
+"""Which artefact, engine and accelerator compute a model here. Pure.
+
+The rule: accelerators in the order of the chain, from the one that was asked for down to the CPU; the first one on which
+anything passes its known answers is taken. On it the fastest wins, and fp32 goes before other precisions unless those are at
+least 1.5 times faster (they see the same anomalies a little less well).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge_runtime.inference.engine import Engine, EngineError
+from edge_runtime.inference.manifest import Manifest
+from edge_runtime.inference.trial import Candidate, Trial
+
+CHAIN = ("edgetpu", "npu", "gpu", "cpu")
+QUANTISED_GAIN_MIN = 1.5
+
+
+def chain(accelerator: str) -> tuple[str, ...]:
+    """ "npu" -> npu, gpu, cpu. "gpu.1" -> gpu.1, cpu."""
+    kind = accelerator.split(".")[0]
+    if kind not in CHAIN:
+        raise EngineError(f"unknown accelerator {accelerator!r}", f"one of {', '.join(CHAIN)}")
+    return accelerator, *CHAIN[CHAIN.index(kind) + 1 :]
+
+
+def candidates(manifest: Manifest, engines: Sequence[Engine], accelerator: str) -> list[Candidate]:
+    """In the manifest's order, engines in theirs. An artefact whose suffix or accelerator an engine does not know is none."""
+    kind = accelerator.split(".")[0]
+    return [
+        Candidate(engine, artefact, accelerator)
+        for artefact in manifest.artefacts
+        for engine in engines
+        if kind in engine.accelerators and artefact.file.endswith(engine.suffixes)
+    ]
+
+
+def fastest(trials: Sequence[Trial]) -> Trial | None:
+    """The one to take; None when none works."""
+    full = min((t for t in trials if t.works and t.precision == "fp32"), key=lambda t: t.p50_ns, default=None)
+    less = min((t for t in trials if t.works and t.precision != "fp32"), key=lambda t: t.p50_ns, default=None)
+    if full is None or less is None:
+        return full or less
+    return less if full.p50_ns > 0 and full.p50_ns >= QUANTISED_GAIN_MIN * less.p50_ns else full

@@ -1,0 +1,130 @@
+"""Finds a model's folder, reads its manifest and known answers, and checks every file against its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from edge_runtime.inference.engine import EngineError
+from edge_runtime.inference.manifest import Artefact, File, Manifest, parse
+
+MANIFEST = "manifest.yaml"
+MANIFEST_BYTES_MAX = 4 * 2**20
+KNOWN_ANSWERS_BYTES_MAX = 256 * 2**20
+
+
+class KnownAnswers(msgspec.Struct, frozen=True):
+    """Raw windows float64[n, rows, points]; the fp32 model's outputs float64[n, values]; what follows from them, int64[n]:
+    1 and 0 for above the threshold or not; without a threshold, which output is the largest."""
+
+    windows: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+    decisions: NDArray[np.int64]
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A model whose manifest is valid and whose files are the ones it names."""
+
+    folder: Path
+    manifest: Manifest
+    known: KnownAnswers
+
+    def path(self, artefact: Artefact) -> Path:
+        return self.folder / artefact.file
+
+
+def shipped() -> Path:
+    """Models that come with the package: `models/` of a checkout, or where the wheel puts its data."""
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file():
+        return checkout / "models"
+    return Path(sys.prefix) / "share" / "edge-runtime" / "models"
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """Models in the folders and the shipped ones, sorted."""
+    return sorted({path.parent.name for folder in (*folders, shipped()) for path in folder.glob(f"*/{MANIFEST}")})
+
+
+def find(reference: str, folders: Sequence[Path]) -> Path:
+    """A name or a path -> the model's folder. A name is looked up in the folders, in order, then in the shipped ones."""
+    places = [folder / reference for folder in (*folders, shipped())]
+    if "/" in reference or reference.startswith("."):
+        places.insert(0, Path(reference))
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    there = ", ".join(names(folders)) or "none"
+    raise EngineError(f"no model {reference!r}: no {MANIFEST} in {looked}", f"there are: {there}")
+
+
+def load(folder: Path) -> Stored:
+    """Reads and checks everything. Raises EngineError: manifest wrong, file missing, other sha256, known answers unusable."""
+    manifest = read_manifest(folder)
+    for artefact in manifest.artefacts:
+        verify(folder, artefact)
+        if artefact.weights is not None:
+            verify(folder, artefact.weights)
+    verify(folder, manifest.known_answers)
+    return Stored(folder, manifest, _known_answers(folder / manifest.known_answers.file, manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    content = _read(file, MANIFEST_BYTES_MAX)
+    try:
+        data = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EngineError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+    return parse(data, str(file))
+
+
+def verify(folder: Path, wanted: File) -> None:
+    """Raises EngineError when the file is missing or is another one than the manifest names."""
+    path = folder / wanted.file
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror}", f"{MANIFEST} names it: copy the whole folder") from error
+    if digest != wanted.sha256:
+        raise EngineError(
+            f"{path}: is not the file that {MANIFEST} names: sha256 is {digest}, wanted {wanted.sha256}",
+            "copy it again; if you changed it on purpose, write its new sha256 into the manifest",
+        )
+
+
+def _known_answers(path: Path, manifest: Manifest) -> KnownAnswers:
+    if path.stat().st_size > KNOWN_ANSWERS_BYTES_MAX:
+        raise EngineError(f"{path}: larger than {KNOWN_ANSWERS_BYTES_MAX} bytes")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            windows, outputs, decisions = (arrays[key] for key in ("windows", "outputs", "decisions"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise EngineError(f"{path}: {error}", "an npz with the arrays windows, outputs, decisions") from error
+    count = len(decisions)
+    wanted = (count, manifest.input.rows, len(manifest.input.points))
+    if not count or windows.shape != wanted or outputs.shape[:1] != (count,) or decisions.ndim != 1:
+        got = f"windows {windows.shape}, outputs {outputs.shape}, decisions {decisions.shape}"
+        raise EngineError(f"{path}: {got} do not belong together", f"windows must be {wanted}, outputs and decisions alike long")
+    return KnownAnswers(
+        np.ascontiguousarray(windows, np.float64), outputs.reshape(count, -1).astype(np.float64), decisions.astype(np.int64)
+    )
+
+
+def _read(path: Path, size_bytes_max: int) -> bytes:
+    try:
+        if path.stat().st_size > size_bytes_max:
+            raise EngineError(f"{path}: larger than {size_bytes_max} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror}", "is the path right, and may we read it?") from error

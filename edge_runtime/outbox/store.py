@@ -1,0 +1,222 @@
+"""The durability point: `commit` returns when the records are on the disk, never before.
+
+Group commit: callers put their rows into one open batch; one transaction writes whatever has come together while the disk was
+busy with the one before, and then all its callers are woken. A full, read-only or broken disk is a state: the batch is tried
+again until it is on the disk, callers wait (that is the back-pressure), and nothing they handed over is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge_runtime.outbox import tables
+from edge_runtime.outbox.batch import Batch, Position
+from edge_runtime.outbox.database import HINTS, DiskError, Trouble, trouble
+from edge_runtime.outbox.epochs import confirmed, used_by_another
+from edge_runtime.outbox.file import OutboxFile
+from edge_runtime.ports import Dice, EdgeError, Ranges, Receipt, Worker
+from edge_runtime.records import Draft, Lane, Record, Sample
+
+T = TypeVar("T")
+
+BATCH_BYTES_MAX = 2 * 2**20
+"""Of one transaction; callers wait for the next one. It bounds the memory and the WAL."""
+
+LAZY_S_MAX = 0.25
+"""A sink's acknowledgement waits this long for a commit to ride on: lost in a crash, it costs a resend that the far end
+recognises, while a transaction of its own would cost the disk as much as a record."""
+
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
+
+
+class StoreState(msgspec.Struct, frozen=True):
+    """`trouble` None: all is well."""
+
+    trouble: Trouble | None = None
+    cause: str = ""
+    hint: str = ""
+
+
+class Store:
+    """The outbox and the input journal of one gateway. Used by one event loop; call `open` first."""
+
+    def __init__(self, file: OutboxFile, *, journal_rows_max: int, writer: Worker, reader: Worker, dice: Dice, log: Any) -> None:
+        self._file, self._journal_rows_max, self._dice, self._log = file, journal_rows_max, dice, log
+        self._writer, self._reader = writer, reader
+        self._batch = Batch()
+        self._wake, self._room = asyncio.Event(), asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[asyncio.Event] = []
+        self._offered: dict[Lane, int] = {}
+        self.state = StoreState()
+
+    # --- life ---
+
+    async def open(self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str]) -> None:
+        """Waits until the file can be written. `sinks`: name -> lanes; `pipelines`: name -> device; others are forgotten."""
+        await self._until_it_works(self._writer, self._file.start, self._dice.token(), sinks, pipelines)
+        self._task = asyncio.create_task(self._run(), name="store")
+
+    async def close(self) -> None:
+        """Writes what is left, then closes the file. While the disk is broken this waits: cancel it then."""
+        self._closing = True
+        self._wake.set()
+        if self._task:
+            await self._task
+        await self._reader.run(self._file.drop, False, False)
+        await self._writer.run(self._file.drop, True, False)
+
+    def listen(self) -> asyncio.Event:
+        """An event that is set whenever there may be something new to deliver or to read from the journal."""
+        event = asyncio.Event()
+        self._listeners.append(event)
+        return event
+
+    # --- what comes in ---
+
+    def commit(self, drafts: Sequence[Draft], position: Position | None = None) -> Awaitable[None]:
+        """Await it: it returns when the records, and the pipeline's position with them, are on the disk: all or none.
+
+        A future, not a coroutine: with a hundred callers of one row each, the coroutine would cost as much as its row."""
+        batch = self._batch
+        if self._closing or batch.size_bytes >= BATCH_BYTES_MAX:
+            return self._commit_later(drafts, position)
+        if position:
+            batch.positions[position.pipeline] = position
+        if not self._wake.is_set():
+            self._wake.set()
+        return batch.add(drafts)
+
+    async def _commit_later(self, drafts: Sequence[Draft], position: Position | None) -> None:
+        while self._batch.size_bytes >= BATCH_BYTES_MAX:
+            await self._next_batch()
+        self._refuse_if_closing()
+        await self.commit(drafts, position)
+
+    async def journal(self, device: str, samples: Sequence[Sample]) -> list[int]:
+        """Returns the samples' rows when they are on the disk; 0 for one that was there before (a redelivery)."""
+        while self.journal_rows >= self._journal_rows_max or self._batch.size_bytes >= BATCH_BYTES_MAX:
+            await self._next_batch()
+        self._refuse_if_closing()
+        entry, durable = self._batch.add_samples(device, samples)
+        self._wake.set()
+        await durable
+        return entry.numbers
+
+    def acknowledge(self, sink: str, lane: Lane, ranges: Ranges) -> None:
+        """The sink need not be given these any more. Written with the next transaction, or soon."""
+        if not self._batch.acknowledged:
+            asyncio.get_running_loop().call_later(LAZY_S_MAX, self._wake.set)
+        self._batch.acknowledged[sink, lane] = ranges
+
+    # --- what goes out ---
+
+    def acknowledged(self, sink: str, lane: Lane) -> Ranges:
+        return self._file.books.acknowledged.get((sink, lane), ())
+
+    @property
+    def heads(self) -> Mapping[Lane, int]:
+        """The highest seq on the disk, by lane."""
+        return self._file.books.heads
+
+    @property
+    def epochs(self) -> list[str]:
+        """Epochs that a far end is asked about, the newest last."""
+        return [epoch.name for epoch in self._file.books.epochs]
+
+    async def read(self, lane: Lane, first: int, last: int, limit: int) -> list[Record]:
+        """Records first..last in order; evicted ones are missing. From now on they count as offered."""
+        found = await self._read(tables.read, lane, first, last, limit, self._file.books.boots)
+        if found:
+            self._offered[lane] = max(self._offered.get(lane, 0), found[-1].seq)
+        return found
+
+    async def learn(self, receipt: Receipt) -> dict[Lane, Ranges]:
+        """What of a receipt is ours. Begins a new epoch if our numbers were used by another run of this machine."""
+        current = self._file.books.epochs[-1]
+        if used_by_another(current, receipt, {**current.after, **self._offered}):
+            await self._until_it_works(self._writer, self._file.renew_epoch, self._dice.token(), dict(self._offered))
+            self._log.warning("epoch_renewed", cause="the far end has numbers of this run that were never sent: a copy ran")
+        return confirmed(self._file.books.epochs, receipt, self.heads)
+
+    async def read_journal(self, device: str, first: int, limit: int) -> list[Sample]:
+        """Samples from row `first` on, in order, each with its row."""
+        return await self._read(tables.read_journal, device, first, limit)
+
+    async def position(self, pipeline: str) -> Position | None:
+        found = (await self._read(tables.positions)).get(pipeline)
+        return Position(pipeline, *found) if found else None
+
+    @property
+    def journal_rows(self) -> int:
+        return sum(self._file.books.journal_rows.values())
+
+    def journal_head(self, device: str) -> int:
+        """The newest row of a device; 0: none."""
+        return self._file.books.journal_heads.get(device, 0)
+
+    # --- the writer ---
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._batch = self._batch, Batch()
+            self._room.set()
+            await self._until_it_works(self._writer, self._file.write, batch, dict(self._offered))
+            self._settle(batch)
+            if self._closing and self._batch.empty:
+                return
+
+    def _settle(self, batch: Batch) -> None:
+        if self._file.books.purge_left or not self._batch.empty or self._closing:
+            self._wake.set()
+        for gap in self._file.lost:
+            self._log.warning("records_lost", lane=gap.lane, first=gap.first, last=gap.last, count=gap.count, reason=gap.reason)
+        self._file.lost.clear()
+        self._room.set()
+        batch.wake()
+        for event in self._listeners:
+            event.set()
+
+    async def _next_batch(self) -> None:
+        self._room.clear()
+        await self._room.wait()
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise EdgeError("the outbox is closed", "the gateway is stopping")
+
+    async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await self._until_it_works(self._reader, lambda: function(self._file.read_connection(), *arguments))
+
+    async def _until_it_works(self, worker: Worker, function: Callable[..., T], *arguments: Any) -> T:
+        """Again and again, until the disk allows it. What the reader finds corrupt, the writer salvages."""
+        wait_s, writer = RETRY_S_MIN, worker is self._writer
+        while True:
+            try:
+                value = await worker.run(function, *arguments)
+            except DiskError as error:
+                kind = trouble(error)
+                self._set_state(StoreState(kind, str(error), HINTS[kind]))
+                await worker.run(self._file.drop, writer, kind is Trouble.CORRUPT)
+                if kind is Trouble.CORRUPT and not writer:
+                    await self._writer.run(self._file.drop, True, True)
+                    self._wake.set()
+                await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s))
+                wait_s = min(wait_s * 2, RETRY_S_MAX)
+            else:
+                if writer:
+                    self._set_state(StoreState())
+                return value
+
+    def _set_state(self, state: StoreState) -> None:
+        if state.trouble != self.state.trouble:
+            log = self._log.warning if state.trouble else self._log.info
+            log("outbox_state", state=state.trouble or "ok", cause=state.cause, hint=state.hint)
+        self.state = state

@@ -1,0 +1,288 @@
+"""Every SQL statement on the outbox's file. Plain functions of a connection, called in the store's thread, no state but SQLite's.
+
+| table        | a row is                                                                                      |
+|--------------|-----------------------------------------------------------------------------------------------|
+| lane_*       | a record; seq and epoch are its id for ever                                                   |
+| heads        | the highest seq that a lane ever had: kept when its rows are gone, so no seq is given twice   |
+| epochs       | one start of this outbox, and the heads at that time                                          |
+| boots        | one boot of the machine, and wall - monotonic as soon as its clock was synchronised           |
+| journal      | a sample of a source that asks again, until no window needs it                                |
+| seen         | a source's message id, so that a redelivery is recognised                                     |
+| positions    | how far a pipeline has come in the journal, and the state of its rules                        |
+| acknowledged | seqs of a lane that a sink's far end has                                                      |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from edge_runtime.outbox.epochs import Epoch
+from edge_runtime.ports import Database, Ranges
+from edge_runtime.records import LANES, Draft, Lane, Record, Sample, Stamp
+
+SCHEMA_VERSION = 1
+
+_LANE = """CREATE TABLE IF NOT EXISTS lane_{lane} (
+    seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, source TEXT NOT NULL, boot INTEGER NOT NULL,
+    mono_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL, synced INTEGER NOT NULL, uniq TEXT NOT NULL, body BLOB NOT NULL)"""
+
+_SCHEMA = (
+    *(_LANE.format(lane=lane) for lane in LANES),
+    "CREATE TABLE IF NOT EXISTS heads (lane TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS epochs (number INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, after TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS boots (number INTEGER PRIMARY KEY, boot TEXT NOT NULL UNIQUE, offset_ns INTEGER)",
+    "CREATE TABLE IF NOT EXISTS journal (row INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, sample BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS journal_device ON journal (device, row)",
+    "CREATE TABLE IF NOT EXISTS seen (device TEXT, message_id TEXT, row INTEGER, PRIMARY KEY (device, message_id)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS seen_row ON seen (device, row)",
+    "CREATE TABLE IF NOT EXISTS positions (pipeline TEXT PRIMARY KEY, device TEXT NOT NULL, row INTEGER NOT NULL, "
+    "state BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS acknowledged (sink TEXT, lane TEXT, first INTEGER, last INTEGER, "
+    "PRIMARY KEY (sink, lane, first)) WITHOUT ROWID",
+    f"PRAGMA user_version={SCHEMA_VERSION}",
+)
+
+_INSERT = {
+    lane: f"INSERT INTO lane_{lane} (seq, epoch, source, boot, mono_ns, wall_ns, synced, uniq, body) VALUES (?,?,?,?,?,?,?,?,?)"
+    for lane in LANES
+}
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Sample).decode
+
+
+def rows(database: Database, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    return list(database.execute(sql, parameters))
+
+
+def create(database: Database) -> None:
+    for statement in _SCHEMA:
+        database.execute(statement)
+
+
+def version(database: Database) -> int:
+    return int(rows(database, "PRAGMA user_version")[0][0])
+
+
+# --- epochs and boots ------------------------------------------------------------------------------------------------
+
+
+def epoch_text(number: int) -> str:
+    return f"{number & 2**64 - 1:016x}"
+
+
+def _epoch_number(epoch: str) -> int:
+    """16 hex digits -> SQLite's signed 64 bits."""
+    number = int(epoch, 16)
+    return number - 2**64 if number >= 2**63 else number
+
+
+def add_epoch(database: Database, epoch: Epoch) -> None:
+    after = msgspec.json.encode(epoch.after).decode()
+    database.execute("INSERT INTO epochs (epoch, after) VALUES (?, ?)", (_epoch_number(epoch.name), after))
+
+
+def epochs(database: Database) -> list[Epoch]:
+    """Oldest first."""
+    found = rows(database, "SELECT epoch, after FROM epochs ORDER BY number")
+    return [Epoch(epoch_text(epoch), msgspec.json.decode(after, type=dict[Lane, int])) for epoch, after in found]
+
+
+def forget_epoch(database: Database, epoch: str) -> None:
+    database.execute("DELETE FROM epochs WHERE epoch = ?", (_epoch_number(epoch),))
+
+
+def rename_epoch(database: Database, old: str, new: Epoch) -> None:
+    """Records of `old` past `new.after` belong to `new` from now on: their numbers were used by another run."""
+    add_epoch(database, new)
+    for lane in LANES:
+        database.execute(
+            f"UPDATE lane_{lane} SET epoch = ? WHERE epoch = ? AND seq > ?",
+            (_epoch_number(new.name), _epoch_number(old), new.after.get(lane, 0)),
+        )
+
+
+def lows(database: Database) -> dict[Lane, int]:
+    """The oldest seq that is still here, by lane; nothing for an empty lane."""
+    found = {lane: rows(database, f"SELECT min(seq) FROM lane_{lane}")[0][0] for lane in LANES}
+    return {lane: seq for lane, seq in found.items() if seq is not None}
+
+
+def boot_number(database: Database, boot: str) -> int:
+    database.execute("INSERT OR IGNORE INTO boots (boot) VALUES (?)", (boot,))
+    return int(rows(database, "SELECT number FROM boots WHERE boot = ?", boot)[0][0])
+
+
+def boots(database: Database) -> dict[int, tuple[str, int | None]]:
+    return {number: (boot, offset_ns) for number, boot, offset_ns in rows(database, "SELECT number, boot, offset_ns FROM boots")}
+
+
+def set_boot_offset(database: Database, boot: str, offset_ns: int) -> None:
+    database.execute("UPDATE boots SET offset_ns = ? WHERE boot = ?", (offset_ns, boot))
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def heads(database: Database) -> dict[Lane, int]:
+    found = dict.fromkeys(LANES, 0)
+    for lane, seq in rows(database, "SELECT lane, seq FROM heads"):
+        found[Lane(lane)] = seq
+    for lane in LANES:  # a salvaged file may have lost its heads; a seq that is there must not be given again
+        found[lane] = max(found[lane], rows(database, f"SELECT coalesce(max(seq), 0) FROM lane_{lane}")[0][0])
+    return found
+
+
+def insert(
+    database: Database, lane: Lane, epoch: str, first: int, drafts: Sequence[Draft], boot_numbers: Mapping[str, int]
+) -> None:
+    """Numbers them first, first + 1, ..."""
+    number = _epoch_number(epoch)
+    rows = []
+    for seq, draft in enumerate(drafts, first):
+        stamp = draft.stamp
+        rows.append(
+            (
+                seq,
+                number,
+                draft.source,
+                boot_numbers[stamp.boot],
+                stamp.mono_ns,
+                stamp.wall_ns,
+                stamp.synced,
+                draft.unique,
+                draft.body,
+            )
+        )
+    database.executemany(_INSERT[lane], rows)
+
+
+def set_heads(database: Database, changed: Mapping[Lane, int]) -> None:
+    for lane, seq in changed.items():
+        database.execute("INSERT OR REPLACE INTO heads (lane, seq) VALUES (?, ?)", (lane, seq))
+
+
+def read(
+    database: Database, lane: Lane, first: int, last: int, limit: int, known: Mapping[int, tuple[str, int | None]]
+) -> list[Record]:
+    """Records first..last, in order. Where a boot's clock became right later, its records are re-stamped here."""
+    found = rows(
+        database,
+        f"SELECT seq, epoch, source, boot, mono_ns, wall_ns, synced, uniq, body FROM lane_{lane} "
+        "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+        first,
+        last,
+        limit,
+    )
+    return [_record(lane, row, known) for row in found]
+
+
+def _record(lane: Lane, row: tuple[Any, ...], known: Mapping[int, tuple[str, int | None]]) -> Record:
+    seq, epoch, source, boot, mono_ns, wall_ns, synced, unique, body = row
+    name, offset_ns = known.get(boot, ("", None))
+    if not synced and offset_ns is not None:
+        wall_ns, synced = mono_ns + offset_ns, True
+    return Record(lane, epoch_text(epoch), seq, source, Stamp(name, mono_ns, wall_ns, bool(synced)), bytes(body), unique)
+
+
+def oldest(database: Database, lane: Lane, limit: int) -> list[tuple[int, int, int]]:
+    """(seq, epoch, bytes) of the oldest records."""
+    return rows(database, f"SELECT seq, epoch, length(body) FROM lane_{lane} ORDER BY seq LIMIT ?", limit)
+
+
+def delete(database: Database, lane: Lane, first: int, last: int, limit: int) -> int:
+    """At most `limit` of first..last; returns the last seq up to which nothing is left."""
+    cut = rows(
+        database, f"SELECT seq FROM lane_{lane} WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT 1 OFFSET ?", first, last, limit
+    )
+    upto = int(cut[0][0]) - 1 if cut else last
+    database.execute(f"DELETE FROM lane_{lane} WHERE seq BETWEEN ? AND ?", (first, upto))
+    return upto
+
+
+def size_pages(database: Database) -> tuple[int, int]:
+    """(pages of the file, of these free)."""
+    return int(rows(database, "PRAGMA page_count")[0][0]), int(rows(database, "PRAGMA freelist_count")[0][0])
+
+
+# --- the input journal -----------------------------------------------------------------------------------------------
+
+
+def add_to_journal(database: Database, device: str, samples: Iterable[Sample]) -> list[int]:
+    """Row numbers, 0 for a sample whose message id was seen before."""
+    numbers = []
+    for sample in samples:
+        if sample.message_id and rows(
+            database, "SELECT 1 FROM seen WHERE device = ? AND message_id = ?", device, sample.message_id
+        ):
+            numbers.append(0)
+            continue
+        cursor: Any = database.execute("INSERT INTO journal (device, sample) VALUES (?, ?)", (device, _encode(sample)))
+        number = int(cursor.lastrowid)
+        if sample.message_id:
+            database.execute("INSERT INTO seen (device, message_id, row) VALUES (?,?,?)", (device, sample.message_id, number))
+        numbers.append(number)
+    return numbers
+
+
+def read_journal(database: Database, device: str, first: int, limit: int) -> list[Sample]:
+    found = rows(
+        database, "SELECT row, sample FROM journal WHERE device = ? AND row >= ? ORDER BY row LIMIT ?", device, first, limit
+    )
+    return [msgspec.structs.replace(_decode(sample), row=row) for row, sample in found]
+
+
+def journal_counts(database: Database) -> dict[str, int]:
+    return dict(rows(database, "SELECT device, count(*) FROM journal GROUP BY device"))
+
+
+def journal_heads(database: Database) -> dict[str, int]:
+    """The newest row of each device."""
+    return dict(rows(database, "SELECT device, max(row) FROM journal GROUP BY device"))
+
+
+def trim_journal(database: Database, device: str, first_needed: int, seen_max: int) -> int:
+    """Forgets samples that no window needs; keeps the newest message ids. Returns how many samples went."""
+    cursor: Any = database.execute("DELETE FROM journal WHERE device = ? AND row < ?", (device, first_needed))
+    database.execute(
+        "DELETE FROM seen WHERE device = ? AND row < (SELECT max(row) FROM seen WHERE device = ?) - ?", (device, device, seen_max)
+    )
+    return int(cursor.rowcount)
+
+
+def set_position(database: Database, pipeline: str, device: str, row: int, state: bytes) -> None:
+    database.execute(
+        "INSERT OR REPLACE INTO positions (pipeline, device, row, state) VALUES (?,?,?,?)", (pipeline, device, row, state)
+    )
+
+
+def positions(database: Database) -> dict[str, tuple[str, int, bytes]]:
+    return {name: (device, row, state) for name, device, row, state in rows(database, "SELECT * FROM positions")}
+
+
+def forget_position(database: Database, pipeline: str) -> None:
+    database.execute("DELETE FROM positions WHERE pipeline = ?", (pipeline,))
+
+
+# --- what sinks have acknowledged ------------------------------------------------------------------------------------
+
+
+def acknowledged(database: Database) -> dict[tuple[str, Lane], Ranges]:
+    found: dict[tuple[str, Lane], list[tuple[int, int]]] = {}
+    for sink, lane, first, last in rows(database, "SELECT sink, lane, first, last FROM acknowledged ORDER BY sink, lane, first"):
+        found.setdefault((sink, Lane(lane)), []).append((first, last))
+    return {key: tuple(ranges) for key, ranges in found.items()}
+
+
+def set_acknowledged(database: Database, sink: str, lane: Lane, ranges: Ranges) -> None:
+    database.execute("DELETE FROM acknowledged WHERE sink = ? AND lane = ?", (sink, lane))
+    database.executemany(
+        "INSERT INTO acknowledged (sink, lane, first, last) VALUES (?,?,?,?)",
+        [(sink, lane, first, last) for first, last in ranges],
+    )
+
+
+def forget_sink(database: Database, sink: str) -> None:
+    database.execute("DELETE FROM acknowledged WHERE sink = ?", (sink,))

@@ -1,0 +1,67 @@
+"""Results and events as records (pure): bodies, and ids that depend on the content only.
+
+The same window computed again (a retry, a restart, another gateway) by the same model gives the same id, so that it counts once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.config import Rule
+from edge_runtime.pipeline.rules import Transition
+from edge_runtime.pipeline.windowing import Window
+from edge_runtime.records import Draft, Event, Lane, Result, Sample, to_json
+
+STATISTICS = ("min", "mean", "max", "last")
+
+
+def window_name(window: Window) -> str:
+    """Its first and last instant and, where it is journaled, its rows: what no other window of the device shares."""
+    return f"{window.first.boot}:{window.first.mono_ns}-{window.last.mono_ns}:{window.first_row}-{window.last_row}"
+
+
+def content_id(*parts: str) -> str:
+    """32 hex digits of what makes a thing this thing."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def statistics(points: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:
+    """What a pipeline without a model tells of a window: POINT.min, POINT.mean, POINT.max, POINT.last."""
+    columns = (values.min(axis=0), values.mean(axis=0), values.max(axis=0), values[-1])
+    return {f"{p}.{s}": float(c[i]) for i, p in enumerate(points) for s, c in zip(STATISTICS, columns, strict=True)}
+
+
+def result_draft(result: Result) -> Draft:
+    return Draft(Lane.RESULT, result.pipeline, result.last, to_json(result), result.id)
+
+
+def event_draft(pipeline: str, device: str, result_id: str, rule: Rule, transition: Transition) -> Draft:
+    event = Event(
+        id=content_id(result_id, rule.name, "raised" if transition.raised else "cleared"),
+        pipeline=pipeline,
+        device=device,
+        rule=rule.name,
+        raised=transition.raised,
+        at=transition.at,
+        output=rule.output,
+        value=transition.value,
+        limit=transition.limit,
+        severity=rule.severity,
+    )
+    return Draft(Lane.EVENT, pipeline, transition.at, to_json(event), event.id)
+
+
+def sample_draft(pipeline: str, points: Sequence[str], sample: Sample) -> Draft:
+    """A forwarded sample: values by point; a bad one is null and stands in `faults` with the reason."""
+    body: Mapping[str, object] = {
+        "pipeline": pipeline,
+        "device": sample.device,
+        "values": dict(zip(points, sample.values, strict=True)),
+        "faults": sample.faults,
+        "message_id": sample.message_id,
+    }
+    return Draft(Lane.SAMPLE, pipeline, sample.stamp, to_json(body))

@@ -1,0 +1,357 @@
+"""Runs one device's adapter: when to read, how long to wait for it, what to do when it fails.
+
+    connecting --> connected --> waiting (failed; back-off) --> broken (breaker open; only probes at the cap)
+                       ^------------'---------------------------'
+    unusable: it cannot work like this; tried again rarely.  ended: the source has come to its end.  stopped: by us.
+
+An adapter is foreign code: whatever it raises is a failure of this one device. What `accept` raises is our own failure and
+leaves `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
+
+import msgspec
+
+from edge_runtime import config
+from edge_runtime.adapter import Adapter, Exhausted, Line, Unusable
+from edge_runtime.ports import EdgeError
+from edge_runtime.records import Sample, Stamp
+from edge_runtime.sources.backoff import Backoff
+from edge_runtime.sources.decoding import Decoder
+from edge_runtime.sources.handover import Accept, Handover
+
+T = TypeVar("T")
+
+UNUSABLE_RETRY_S = 60.0
+"""Wait before an unusable device is tried again (longer where its `backoff_s_max` is): a missing file may have come."""
+
+CLOSE_S_MAX = 2.0
+"""An adapter's `close` that takes longer is left behind; so is waiting for its turn on the line before it."""
+
+YIELD_SAMPLES = 64
+"""A source that never has to wait lets the others run after so many samples."""
+
+Phase = Literal["connecting", "connected", "waiting", "broken", "unusable", "ended", "stopped"]
+
+
+class Counters(msgspec.Struct):
+    """Since the start. `reads` and `opens`: good reads, attempts to open; `overruns`: ticks that a read ran over;
+    `bad_transitions`: how often downstream was told that the device is unreachable."""
+
+    reads: int = 0
+    samples: int = 0
+    overruns: int = 0
+    timeouts: int = 0
+    failures: int = 0
+    opens: int = 0
+    bad_transitions: int = 0
+
+
+class SourceState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device is doing. `cause` and `hint` are those of the last failure; they stay after a recovery, for people."""
+
+    device: str
+    phase: Phase
+    since: Stamp
+    cause: str
+    hint: str
+    counters: Counters
+
+
+class Lines:
+    """The physical lines of a gateway: devices with the same key take turns on one."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, Line] = {}
+
+    def get(self, key: str) -> Line:
+        return self._lines.setdefault(key, Line(key))
+
+
+class _Failure(Exception):
+    """Whatever an adapter raised, told in our words."""
+
+    def __init__(self, cause: str, hint: str = "", *, unusable: bool = False) -> None:
+        super().__init__(cause)
+        self.cause, self.hint, self.unusable = cause, hint, unusable
+
+
+class _Interrupted(Exception):
+    """A wait or a call of the adapter was ended by `stop`, or because handing over has failed."""
+
+
+class Source:
+    """One device under supervision. The adapter's context carries its name, points, line, clock, dice and log.
+
+    `accept` gets every decoded sample, in order. For an adapter that redelivers it returns when they are durable; then they
+    are acknowledged. `lost` gets the one sample that tells that the device became unreachable: every value None, every
+    fault the reason, no message id, never acknowledged (default: `accept` gets it).
+    """
+
+    def __init__(self, adapter: Adapter, device: config.Device, accept: Accept, lost: Accept | None = None) -> None:
+        context = adapter.context
+        self._adapter = adapter
+        self._device = device
+        self._accept = accept
+        self._lost = lost or accept
+        self._name, self._line, self._clock, self._dice = context.device, context.line, context.clock, context.dice
+        self._log = context.log.bind(device=context.device)
+        self._points = tuple(point.name for point in context.points)
+        self._decode = Decoder(context.points)
+        self._backoff = Backoff(context.dice, device.backoff_s_max)
+        self._count = Counters()
+        self._phase: Phase = "connecting"
+        self._since = self._clock.now()
+        self._cause = self._hint = ""
+        self._told_lost = False
+        self._kinds_logged: dict[str, None] = {}
+        self._interruption: _Interrupted | _Failure | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._unyielded = 0
+
+    @property
+    def state(self) -> SourceState:
+        return SourceState(
+            device=self._name,
+            phase=self._phase,
+            since=self._since,
+            cause=self._cause,
+            hint=self._hint,
+            counters=msgspec.structs.replace(self._count),
+        )
+
+    def stop(self) -> None:
+        """A clean stop: the running read is given up, what was read is handed on and acknowledged, then `run` returns.
+        It may be called at any time; if `accept` never returns, neither does `run`: then cancel it."""
+        self._interrupt(_Interrupted())
+
+    async def run(self) -> None:
+        """Until stopped, cancelled, or the source has come to its end. Raises only what `accept` raises."""
+        try:
+            while True:
+                try:
+                    await self._connection()
+                except _Failure as failure:
+                    await self._pause(await self._failed(failure))
+        except Exhausted:
+            self._enter("ended")
+        except _Interrupted:
+            pass
+        finally:
+            if self._phase != "ended":
+                self._enter("stopped")
+
+    # --- one connection ----------------------------------------------------------------------------------------------
+
+    async def _connection(self) -> None:
+        """Opens, and reads until something ends it; what was read is handed on in any case."""
+        try:
+            self._count.opens += 1
+            await self._call(self._adapter.open, self._device.timeout_s)
+            if not self._adapter.redelivers:
+                await self._stream(self._accept)
+                return
+            broken = partial(self._interrupt, _Interrupted())
+            async with Handover(self._accept, self._acknowledge, f"accept {self._name}", broken) as handover:
+                await self._stream(handover.put)
+        finally:
+            if isinstance(self._interruption, _Failure):
+                self._interruption = None  # of an acknowledgement on this connection
+            await self._close()
+
+    async def _stream(self, accept: Accept) -> None:
+        loop = asyncio.get_running_loop()
+        opened_s = loop.time()
+        try:
+            await (self._poll(accept) if self._adapter.mode == "polled" else self._follow(accept))
+        finally:
+            if loop.time() - opened_s >= self._device.backoff_s_max:
+                self._backoff.succeeded()  # it was fine for long, even if it had nothing to say
+
+    async def _poll(self, accept: Accept) -> None:
+        """Reads at start + n * period: a late read does not move the ones after it; ticks it ran over are skipped."""
+        loop = asyncio.get_running_loop()
+        start_s, period_s, tick = loop.time(), self._device.period_s, 0
+        while True:
+            await self._pause(start_s + tick * period_s - loop.time())
+            samples = await self._call(self._read, self._device.timeout_s)
+            self._recovered()
+            await self._hand_on(samples, accept)
+            # A hair's breadth late (float arithmetic) is not late.
+            due = max(tick + 1, math.ceil((loop.time() - start_s) / period_s - 1e-6))
+            self._count.overruns += due - tick - 1
+            tick = due
+
+    async def _follow(self, accept: Accept) -> None:
+        """Takes what a pushed source sends."""
+        self._enter("connected")
+        while True:
+            samples = await self._call(self._read, None)
+            self._recovered()
+            await self._hand_on(samples, accept)
+            self._unyielded += 1 + len(samples)
+            if self._unyielded >= YIELD_SAMPLES:
+                self._unyielded = 0
+                await asyncio.sleep(0)
+
+    async def _read(self) -> list[Sample]:
+        return [self._decode(sample) for sample in await self._adapter.read()]
+
+    async def _hand_on(self, samples: Sequence[Sample], accept: Accept) -> None:
+        self._count.reads += 1
+        if samples:
+            self._count.samples += len(samples)
+            self._told_lost = False
+            await accept(samples)
+
+    async def _acknowledge(self, samples: Sequence[Sample]) -> None:
+        """Must not raise, so the adapter's rules say; if it does or hangs, the connection is given up."""
+        try:
+            async with asyncio.timeout(self._device.timeout_s):
+                await _foreign(partial(self._adapter.acknowledge, samples))
+        except Exception as error:  # noqa: BLE001 - foreign code
+            self._interrupt(self._told(error, "acknowledge"))
+
+    async def _close(self) -> None:
+        """In its turn on the line where that comes in time; in any case, and never for long."""
+        turn = self._line.turn
+        held = await _within(turn.acquire, CLOSE_S_MAX)
+        try:
+            await _within(partial(_foreign, self._adapter.close), CLOSE_S_MAX)
+        except Exception as error:  # noqa: BLE001 - foreign code
+            self._told(error, "close")
+        finally:
+            if held:
+                turn.release()
+
+    # --- calls of the adapter ----------------------------------------------------------------------------------------
+
+    async def _call(self, function: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+        """One call of the adapter, in its turn on the line. `timeout_s` counts from the turn on; None: a pushed source's
+        read, which waits for as long as it takes and holds no line. Raises _Failure, Exhausted or _Interrupted."""
+        scope = self._interruptible()
+        try:
+            async with scope:
+                if timeout_s is None:
+                    return await _foreign(function)
+                async with self._line.turn:
+                    if self._interruption is None:
+                        scope.reschedule(asyncio.get_running_loop().time() + timeout_s)
+                    return await _foreign(function)
+        except Exhausted:
+            raise
+        except Exception as error:
+            if scope.expired():  # whatever the adapter made of being cancelled
+                raise self._expired(timeout_s) from None
+            raise self._told(error, "call") from error
+        finally:
+            self._scope = None
+
+    def _expired(self, timeout_s: float | None) -> Exception:
+        if self._interruption is not None:
+            return self._interruption
+        self._count.timeouts += 1
+        return _Failure(f"no answer within {timeout_s:g} s", "is the device switched on and connected?")
+
+    def _told(self, error: Exception, where: str) -> _Failure:
+        """Any exception -> a failure. One that the adapter's contract does not know is logged with its traceback, once a kind."""
+        if isinstance(error, EdgeError):
+            return _Failure(error.cause, error.hint, unusable=isinstance(error, Unusable))
+        kind = type(error).__name__
+        if kind not in self._kinds_logged:
+            self._kinds_logged[kind] = None
+            self._log.error("adapter broke its contract", where=where, kind=kind, error=str(error), exc_info=error)
+        return _Failure(f"{kind}: {error}", "this is a bug in the adapter: it raises only LinkLost, Unusable or Exhausted")
+
+    # --- waiting, and being interrupted ------------------------------------------------------------------------------
+
+    async def _pause(self, delay_s: float) -> None:
+        """Sleeps; `stop` ends it with _Interrupted."""
+        if delay_s <= 0:
+            return
+        try:
+            async with self._interruptible():
+                await asyncio.sleep(delay_s)
+        except TimeoutError:
+            raise self._interruption or _Interrupted() from None
+        finally:
+            self._scope = None
+
+    def _interruptible(self) -> asyncio.Timeout:
+        """A scope for waiting that `_interrupt` ends. Raises at once where that has come already: an adapter that never has
+        to wait would not notice its scope ending."""
+        if self._interruption is not None:
+            raise self._interruption
+        self._scope = asyncio.timeout(None)
+        return self._scope
+
+    def _interrupt(self, reason: _Interrupted | _Failure) -> None:
+        """Ends the wait or the call that is under way, or the next one; a batch on its way to `accept` is left alone."""
+        if not isinstance(self._interruption, _Interrupted):  # being stopped goes before a failure
+            self._interruption = reason
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    # --- transitions -------------------------------------------------------------------------------------------------
+
+    def _recovered(self) -> None:
+        self._backoff.succeeded()
+        if self._phase != "connected":
+            self._enter("connected")
+
+    async def _failed(self, failure: _Failure) -> float:
+        """Counts it, tells downstream once; seconds until the next attempt."""
+        self._count.failures += 1
+        self._cause, self._hint = failure.cause, failure.hint
+        delay_s = self._backoff.failed()
+        if failure.unusable:
+            delay_s = max(UNUSABLE_RETRY_S, self._device.backoff_s_max)
+            self._enter("unusable")
+        else:
+            self._enter("broken" if self._backoff.open else "waiting")
+        if not self._told_lost:
+            self._told_lost = True
+            self._count.bad_transitions += 1
+            nothing = (None,) * len(self._points)
+            await self._lost([Sample(self._name, self._clock.now(), nothing, dict.fromkeys(self._points, failure.cause))])
+        return delay_s
+
+    def _enter(self, phase: Phase) -> None:
+        """One line in the log a transition, never one a poll."""
+        if phase == self._phase:
+            return
+        self._phase, self._since = phase, self._clock.now()
+        if phase in ("waiting", "broken", "unusable"):
+            self._log.warning("source " + phase, cause=self._cause, hint=self._hint, failures=self._backoff.failures)
+        else:
+            self._log.info("source " + phase)
+
+
+async def _foreign(function: Callable[[], Awaitable[T]]) -> T:
+    """Calls an adapter. A library of its that cancels something of its own must not end the device's supervision."""
+    try:
+        return await function()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("cancelled from within the adapter") from None
+
+
+async def _within(function: Callable[[], Awaitable[object]], seconds: float) -> bool:
+    """False if it took longer and was given up."""
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            await function()
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        return False
+    return True

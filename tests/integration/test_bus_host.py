@@ -1,0 +1,227 @@
+"""bus/host.py: the hosted broker, as a real child process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brokers import free_port, mosquitto
+
+from edge_runtime.board.system import SystemClock, SystemDice
+from edge_runtime.bus import host
+from edge_runtime.bus.broker import PahoBus
+from edge_runtime.bus.host import BrokerHost
+from edge_runtime.config import Broker
+from edge_runtime.ports import Address, BrokerError
+
+BUS = PahoBus()
+
+
+class Log:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def warning(self, event: str, **words: Any) -> None:
+        self.lines.append((event, words))
+
+    error = warning
+
+
+def broker_host(folder: Path, log: Log | None = None, **settings: Any) -> BrokerHost:
+    changed = {"mode": "hosted", "url": f"mqtt://127.0.0.1:{free_port()}", **settings}
+    return BrokerHost(Broker.model_validate(changed), folder / "broker", SystemClock(), SystemDice(), log or Log())
+
+
+@asynccontextmanager
+async def hosted(one: BrokerHost) -> AsyncIterator[Address]:
+    address = await one.start()
+    supervisor = asyncio.create_task(one.run())
+    try:
+        yield address
+    finally:
+        await one.stop()
+        await asyncio.wait_for(supervisor, 5)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 30), debug=True)
+
+
+def needs(program: str) -> None:
+    if program == "mosquitto":
+        import shutil
+
+        if shutil.which("mosquitto", path=host._PLACES) is None:
+            pytest.skip("MISSING SYSTEM PACKAGE: mosquitto")
+    else:
+        pytest.importorskip("iotcore", reason="MISSING PACKAGE: iotcore")
+
+
+@pytest.mark.parametrize("program", ["mosquitto", "iotcore"])
+def test_it_serves_and_is_gone_after_stop(tmp_path: Path, program: str) -> None:
+    needs(program)
+
+    async def main() -> None:
+        one = broker_host(tmp_path, program=program)
+        async with hosted(one) as address:
+            assert one.program.startswith(program + " ")
+            assert ("nothing survives" in one.program) == (program == "iotcore")
+            client = await BUS.connect(address)
+            await client.subscribe("t")
+            await client.publish("t", bytes(2_000_000), qos=1)  # a batch is larger than iotcore's default limit
+            assert len((await client.receive()).payload) == 2_000_000
+            await client.close()
+        await one.stop()
+        with pytest.raises(BrokerError, match="refused"):
+            await BUS.connect(address)
+
+    run(main)
+
+
+def test_mosquitto_keeps_a_session_over_a_kill_and_is_started_again(tmp_path: Path) -> None:
+    needs("mosquitto")
+
+    async def main() -> None:
+        log = Log()
+        one = broker_host(tmp_path, log, program="mosquitto")
+        async with hosted(one) as address:
+            keeper = await BUS.connect(Address(host=address.host, port=address.port, client_id="k", clean=False))
+            await keeper.subscribe("t")
+            await keeper.close()
+            other = await BUS.connect(address)
+            for each in range(2_000):  # more than mosquitto's default queue
+                await other.publish("t", b"%d" % each, qos=1)
+            await asyncio.sleep(1.5)  # it saves once a second
+            child = one._child
+            assert child is not None
+            os.kill(child.pid, signal.SIGKILL)
+            with pytest.raises(BrokerError):
+                await other.receive()
+            await other.close()
+            again = await connect_again(Address(host=address.host, port=address.port, client_id="k", clean=False))
+            assert again.session_present
+            for each in range(2_000):
+                message = await again.receive()
+                assert message.payload == b"%d" % each
+                again.acknowledge(message)
+            await again.close()
+        assert [event for event, _ in log.lines] == ["broker died"]
+        assert (tmp_path / "broker" / "mosquitto.db").exists()
+
+    run(main)
+
+
+async def connect_again(address: Address) -> Any:
+    while True:
+        try:
+            return await BUS.connect(address)
+        except BrokerError:
+            await asyncio.sleep(0.02)
+
+
+def test_a_damaged_persistence_file_is_set_aside_and_not_for_ever_fatal(tmp_path: Path) -> None:
+    needs("mosquitto")
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "broker" / "mosquitto.db").write_bytes(b"\x00garbage" * 40)
+
+    async def main() -> None:
+        log = Log()
+        async with hosted(broker_host(tmp_path, log)) as address:
+            await (await BUS.connect(address)).close()
+        assert "damaged" in log.lines[0][0]
+        assert (tmp_path / "broker" / "mosquitto.broken-0").read_bytes() == b"\x00garbage" * 40
+
+    run(main)
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """... above all by another broker: it must not be taken for ours."""
+
+    async def main() -> None:
+        with mosquitto(tmp_path) as other:
+            with pytest.raises(BrokerError, match="in use") as caught:
+                await broker_host(tmp_path, url=other.url).start()
+            assert "external" in caught.value.hint
+
+    run(main)
+
+
+def test_neither_program_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(host, "_PLACES", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "iotcore", None)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda _name: None)
+
+    async def main() -> None:
+        for program, says in (("auto", "mosquitto and iotcore"), ("mosquitto", "mosquitto not"), ("iotcore", "iotcore not")):
+            with pytest.raises(BrokerError, match=says) as caught:
+                await broker_host(tmp_path, program=program).start()
+            assert "install" in caught.value.hint
+
+    run(main)
+
+
+def test_a_program_that_ends_at_once_is_an_error_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("mosquitto")
+    monkeypatch.setattr(host, "_MOSQUITTO", host._MOSQUITTO + "no_such_setting 1\n")
+
+    async def main() -> None:
+        with pytest.raises(BrokerError, match="no_such_setting"):
+            await broker_host(tmp_path, program="mosquitto").start()
+
+    run(main)
+
+
+@pytest.mark.parametrize("url", ["mqtt://0.0.0.0:1", "mqtts://127.0.0.1:1", "mqtt://me:pw@127.0.0.1:1", "mqtt://some.host:1"])
+def test_it_is_never_open_to_the_network(tmp_path: Path, url: str) -> None:
+    with pytest.raises(BrokerError, match="loopback"):
+        broker_host(tmp_path, url=url)
+
+
+@pytest.mark.parametrize("program", ["mosquitto", "iotcore"])
+def test_the_child_dies_with_its_parent(tmp_path: Path, program: str) -> None:
+    needs(program)
+    port = free_port()
+    script = f"""
+import asyncio, os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_bus_host import broker_host
+async def main():
+    await broker_host(Path({str(tmp_path)!r}), program={program!r}, url="mqtt://127.0.0.1:{port}").start()
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    tests = str(Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": tests}, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+    async def main() -> None:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                await (await BUS.connect(Address(host="127.0.0.1", port=port))).close()
+            except BrokerError:
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("the broker outlived its parent")
+
+    run(main)
+
+
+def test_stop_before_start_and_twice(tmp_path: Path) -> None:
+    async def main() -> None:
+        one = broker_host(tmp_path)
+        await one.stop()
+        await one.stop()
+
+    run(main)

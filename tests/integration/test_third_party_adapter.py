@@ -1,0 +1,116 @@
+"""An adapter of somebody else: a real wheel with an entry point, installed beside us, is found; a broken one harms nobody."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wheels
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "edge-weather"
+version = "2.5"
+dependencies = ["edge-runtime"]
+[project.entry-points."edge_runtime.adapters"]
+weather = "edge_weather:Weather"
+broken = "edge_weather.broken:Broken"
+wrong = "edge_weather:NotAnAdapter"
+modbus = "edge_weather:Weather"
+[tool.hatch.build.targets.wheel]
+packages = ["edge_weather"]
+"""
+
+MODULE = '''
+from collections.abc import Sequence
+from edge_runtime import adapter
+
+NotAnAdapter = dict
+
+class Weather(adapter.Adapter):
+    """Reads a weather station.
+
+    It speaks the line protocol of 1987.
+    """
+
+    mode = "pushed"
+
+    class Options(adapter.Options):
+        port: str = adapter.Field(description="Serial port of the station", examples=["/dev/ttyUSB0"])
+        speed: int = adapter.Field(9600, description="Bits per second")
+
+    class Point(adapter.Point):
+        column: int = adapter.Field(ge=0, description="Column in the line")
+
+    async def open(self) -> None: ...
+    async def read(self) -> Sequence[adapter.Sample]:
+        return []
+    async def close(self) -> None: ...
+'''
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = tmp_path_factory.mktemp("weather")
+    (project / "pyproject.toml").write_text(PYPROJECT)
+    package = project / "edge_weather"
+    package.mkdir()
+    (package / "__init__.py").write_text(MODULE)
+    (package / "broken.py").write_text("import a_library_that_nobody_has\n")
+    target = tmp_path_factory.mktemp("site")
+    wheels.install(wheels.build(project, tmp_path_factory.mktemp("dist")), "--target", target)
+    return target
+
+
+def _edge_runtime(installed: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_runtime", *words]
+    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(installed)}, timeout=60, check=False)
+
+
+def test_is_listed_and_the_broken_ones_are_named(installed: Path) -> None:
+    done = _edge_runtime(installed, "adapters", "--json")
+    listed = {row["name"]: row for row in json.loads(done.stdout)}
+    assert listed["weather"]["summary"] == "Reads a weather station."
+    assert (listed["weather"]["mode"], listed["weather"]["distribution"]) == ("pushed", "edge-weather 2.5")
+    assert "a_library_that_nobody_has" in listed["broken"]["error"]
+    assert "edge-weather 2.5" in listed["broken"]["error"]
+    assert "no subclass of edge_runtime.adapter.Adapter" in listed["wrong"]["error"]
+    assert "several distributions" in listed["modbus"]["error"]
+    assert "edge-weather 2.5" in listed["modbus"]["error"]
+    assert listed["replay"]["error"] is None
+    assert done.returncode == 1
+
+
+def test_its_text_and_sample_come_from_its_models(installed: Path) -> None:
+    shown = _edge_runtime(installed, "adapters", "weather").stdout
+    assert "It speaks the line protocol of 1987." in shown
+    assert 'port: "/dev/ttyUSB0"' in shown
+    assert "# Bits per second\n      # speed: 9600\n" in shown
+
+
+def test_its_sample_is_a_valid_configuration(installed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(_edge_runtime(installed, "config", "example", "--adapter", "weather").stdout)
+    done = _edge_runtime(installed, "check", file)
+    assert done.returncode == 0, done.stderr
+    schema = json.loads(_edge_runtime(installed, "config", "schema").stdout)
+    assert "weather" in schema["$defs"]["Device"]["properties"]["adapter"]["enum"]
+
+
+def test_its_options_are_checked(installed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "site: s\ngateway: g\ndevices:\n  roof:\n    adapter: weather\n    options: {port: x, sped: 1}\n    points:\n"
+        "      - name: wind\n        column: -1\n  cellar:\n    adapter: broken\n    points: [{name: x}]\n"
+    )
+    done = _edge_runtime(installed, "check", file)
+    assert done.returncode == 1
+    assert ":6: devices.roof.options.sped: unknown key (it is 1)\n    hint: did you mean `speed`?" in done.stderr
+    assert ":9: devices.roof.points[0].column: should be greater than or equal to 0 (it is -1)" in done.stderr
+    assert ":11: devices.cellar.adapter: the adapter broken of edge-weather 2.5 cannot be imported" in done.stderr

@@ -1,0 +1,204 @@
+"""The command line's frame, and the verbs that only look at a configuration."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from edge_runtime import cli, config
+from edge_runtime.cli import terminal, yaml_sample
+from edge_runtime.cli.config import schema
+from edge_runtime.ports import EdgeError
+from edge_runtime.sources.registry import Registry
+
+
+def _edge_runtime(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_runtime", *words]
+    return subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=60, check=False)
+
+
+@pytest.fixture
+def example() -> str:
+    return _edge_runtime("config", "example").stdout
+
+
+def test_help_shows_every_verb_and_imports_nothing_heavy() -> None:
+    heavy = ("pydantic", "numpy", "yaml", "rich", "structlog", "sqlite3", "sqlite_utils", "paho", "pymodbus")
+    code = f"""
+import sys
+from edge_runtime.cli import main
+try:
+    main(["--help"])
+finally:
+    print("HEAVY", [name for name in {heavy} if name in sys.modules])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False).stdout
+    assert "HEAVY []" in shown
+    for verb in cli.VERBS:
+        assert f"\n    {verb} " in shown
+
+
+def test_every_verb_has_its_help() -> None:
+    for verb in cli.VERBS:
+        done = _edge_runtime(verb, "--help")
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"usage: edge-runtime {verb}")
+
+
+@pytest.mark.parametrize("words", [[], ["chekc"], ["check"], ["config", "exmaple"]])
+def test_wrong_usage_is_2(words: list[str]) -> None:
+    done = _edge_runtime(*words)
+    assert done.returncode == 2
+    assert "usage: edge-runtime" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A verb of its own, in the table as any other."""
+    module = ModuleType("edge_runtime.cli.planted")
+    module.SUMMARY = "planted"  # type: ignore[attr-defined]
+    module.arguments = lambda parser: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(cli, "VERBS", (*cli.VERBS, "planted"))
+    return module
+
+
+def test_an_error_is_its_cause_and_its_hint(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(args: object) -> int:
+        raise EdgeError("the cellar is flooded", "pump it out")
+
+    verb.run = run  # type: ignore[attr-defined]
+    assert cli.main(["planted"]) == 1
+    assert capsys.readouterr().err == "error: the cellar is flooded\nhint: pump it out\n"
+
+
+def test_ctrl_c_is_130(verb: ModuleType) -> None:
+    def run(args: object) -> int:
+        raise KeyboardInterrupt
+
+    verb.run = run  # type: ignore[attr-defined]
+    assert cli.main(["planted"]) == 130
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`edge-runtime config schema | head -c 1`"""
+    command = f"{sys.executable} -m edge_runtime config schema | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "{"
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+# --- config, check ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ["modbus", "mqtt", "replay"])
+def test_the_example_is_valid_and_names_every_key(adapter: str) -> None:
+    registry = Registry()
+    lines = yaml_sample.configuration(adapter, registry[adapter])
+    config.load("\n".join(lines), registry)
+    keys = {line.strip(" #-").partition(":")[0] for line in lines}
+    for model in (config.Config, config.Device, config.Window, config.Rule, config.HttpsSink, registry[adapter].Options):
+        assert keys >= set(model.model_fields)
+
+
+@pytest.mark.parametrize("adapter", ["modbus", "mqtt", "replay"])
+def test_what_is_commented_out_can_be_opened(adapter: str) -> None:
+    """All of it at once: that does not go together (count and length_s), but every key is known and in its place."""
+    registry = Registry()
+    lines = yaml_sample.configuration(adapter, registry[adapter])
+    text = "\n".join(re.sub(r"^( *)#(?! )", r"\1", line) for line in lines)
+    assert "\nbroker:\n" in text
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(text, registry)
+    assert {problem.path for problem in caught.value.problems} >= {"pipelines.press-anomaly.window"}
+    assert not [
+        problem for problem in caught.value.problems if problem.message.startswith(("unknown key", "no valid YAML", "stands"))
+    ]
+
+
+def test_every_key_is_described() -> None:
+    """The example, the schema and the hints are made of the descriptions."""
+    found = [
+        config.Config,
+        config.MqttSink,
+        config.HttpsSink,
+        config.Window,
+        config.Rule,
+        config.Broker,
+        config.Outbox,
+        config.Log,
+    ]
+    for model in (*found, config.Device, config.Pipeline):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+
+
+def test_the_schema_knows_the_adapters() -> None:
+    registry = Registry()
+    whole = schema({name: registry[name] for name in ("modbus", "replay")})
+    assert whole["$ref"] == "#/$defs/Config"
+    device = whole["$defs"]["Device"]
+    assert device["properties"]["adapter"]["enum"] == ["modbus", "replay"]
+    [modbus, _] = device["allOf"]
+    options = modbus["then"]["properties"]["options"]["$ref"].rpartition("/")[2]
+    assert whole["$defs"][options]["additionalProperties"] is False
+    references = {word for word in json.dumps(whole).split('"') if word.startswith("#/$defs/")}
+    assert {reference.removeprefix("#/$defs/") for reference in references} <= set(whole["$defs"])
+
+
+def test_check_a_good_file(example: str, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(example)
+    done = _edge_runtime("check", str(file), "--plan")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("valid: gateway gateway-1 of site plant-1\n")
+    assert "plan of press\n" in done.stdout
+    assert _edge_runtime("check", "-", stdin=example).returncode == 0
+
+
+def test_check_a_bad_file(example: str) -> None:
+    bad = example.replace("site:", "sites:").replace("type: https", "type: htps")
+    done = _edge_runtime("check", "-", stdin=bad)
+    assert done.returncode == 1
+    assert "<stdin>:4: site: is missing\n    hint: The site" in done.stderr
+    assert "did you mean `site`?" in done.stderr
+    assert done.stderr.endswith("3 problems\n")
+    done = _edge_runtime("check", "-", "--json", stdin=bad)
+    problems = json.loads(done.stdout)["problems"]
+    assert done.returncode == 1
+    assert {problem["path"] for problem in problems} == {"site", "sites", "sinks.cloud"}
+    assert set(problems[0]) == {"file", "line", "path", "message", "value", "hint"}
+
+
+def test_an_adapter_that_is_not_there() -> None:
+    done = _edge_runtime("adapters", "modbsu")
+    assert (done.returncode, done.stderr) == (1, "error: no adapter modbsu is installed\nhint: did you mean `modbus`?\n")
+
+
+def test_adapters_as_json() -> None:
+    shown = json.loads(_edge_runtime("adapters", "modbus", "--json").stdout)
+    assert shown["mode"] == "polled"
+    assert "name" in shown["point"]["properties"]
+
+
+# --- terminal --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.table(("name", "count"), [("press", 12345), ("a-long-name", 7), ("", 0)], "devices")
+    assert (
+        capsys.readouterr().out == "devices\nname          count\npress        12,345\na-long-name       7\n-                 0\n"
+    )
+
+
+def test_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.table(("name", "count"), [])
+    assert capsys.readouterr().out == "name  count\n"

@@ -1,0 +1,263 @@
+"""The configuration: everything that is wrong is said at once, with its line, its path and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime import adapter, config, document
+from edge_runtime.adapter import Adapter, Field, Sample, Unusable
+from edge_runtime.config import ConfigError
+
+
+class Meter(Adapter):
+    """An adapter that is only its schema."""
+
+    class Options(adapter.Options):
+        host: str = Field(description="Host name")
+        port: int = Field(502, description="TCP port", ge=1, le=65535)
+
+    class Point(adapter.Point):
+        address: int = Field(description="Register", ge=0)
+
+    async def open(self) -> None: ...
+    async def read(self) -> Sequence[Sample]:
+        return []
+
+    async def close(self) -> None: ...
+
+
+SCHEMAS: Mapping[str, type[Adapter]] = {"meter": Meter}
+
+GOOD = """\
+site: plant
+gateway: gw-1
+broker: {mode: hosted}
+devices:
+  press:
+    adapter: meter
+    options: {host: plc.example}
+    points:
+      - {name: temp, address: 0, scale: 0.1, unit: Cel}
+      - {name: force, address: 1}
+pipelines:
+  hot:
+    device: press
+    points: [force, temp]
+    window: {count: 64, step: 16}
+    rules:
+      - {name: too-hot, output: temp.max, above: 80}
+sinks:
+  site: {type: mqtt, url: local}
+  cloud: {type: https, url: "https://cloud.example", lanes: [event, result]}
+"""
+
+
+def _problems(text: str) -> dict[str, tuple[int, str, str]]:
+    """path -> (line, message, hint)"""
+    with pytest.raises(ConfigError) as caught:
+        config.load(text, SCHEMAS, Path("f.yaml"))
+    return {problem.path: (problem.line, problem.message, problem.hint) for problem in caught.value.problems}
+
+
+def test_a_good_one() -> None:
+    loaded = config.load(GOOD, SCHEMAS)
+    assert loaded.devices["press"].points[1] == {"name": "force", "address": 1}
+    assert loaded.pipelines["hot"].rules[0].above == 80.0
+    assert isinstance(loaded.sinks["cloud"], config.HttpsSink)
+    assert loaded.outbox.size_bytes_max == 256 * 2**20
+
+
+def test_every_problem_at_once() -> None:
+    """One of each kind in one file; none hides another."""
+    text = (
+        GOOD.replace("site: plant", "sites: plant")
+        .replace("gw-1", "gw/1")
+        .replace("{host: plc.example}", "{hots: x, port: 0}")
+        .replace("address: 0, scale: 0.1", "adress: 0, scale: fast")
+        .replace("{name: force, address: 1}", "{name: temp, address: -1}")
+        .replace("[force, temp]", "[force, tmp, temp, temp]")
+        .replace("step: 16", "step: 65")
+        .replace("temp.max, above: 80", "temp.maximum")
+        .replace("mode: hosted", "mode: none")
+        .replace("[event, result]", "[evnt, result]")
+    )
+    found = _problems(text)
+    assert found["site"] == (1, "is missing", "The site: gateways of one site find each other")
+    assert found["sites"] == (1, "unknown key", "did you mean `site`?")
+    assert found["gateway"][:2] == (2, "should match the pattern '^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$'")
+    assert found["devices.press.options.host"] == (7, "is missing", "Host name")
+    assert found["devices.press.options.hots"] == (7, "unknown key", "did you mean `host`?")
+    assert found["devices.press.options.port"] == (7, "should be greater than or equal to 1", "TCP port")
+    assert found["devices.press.points[0].address"] == (9, "is missing", "Register")
+    assert found["devices.press.points[0].adress"] == (9, "unknown key", "did you mean `address`?")
+    assert found["devices.press.points[0].scale"][:2] == (9, "should be a number")
+    assert found["devices.press.points[1].name"][:2] == (10, "is the name of another point, too")
+    assert found["devices.press.points[1].address"][:2] == (10, "should be greater than or equal to 0")
+    assert found["pipelines.hot.points[0]"][:2] == (14, "is no point of press")
+    assert found["pipelines.hot.points[1]"] == (14, "is no point of press", "did you mean `temp`?")
+    assert found["pipelines.hot.points[3]"][:2] == (14, "stands here twice")
+    assert found["pipelines.hot.window"][0] == 15
+    assert found["pipelines.hot.rules[0]"][:2] == (17, "give above or below (or both)")
+    assert found["pipelines.hot.rules[0].output"] == (17, "is no output of this pipeline", "did you mean `temp.max`?")
+    assert found["sinks.site.url"][:2] == (19, "there is no local broker")
+    assert found["sinks.cloud.lanes[0]"][::2] == (20, "did you mean `event`?")
+    assert len(found) == 19
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "path", "message", "hint"),
+    [
+        (
+            "adapter: meter",
+            "adapter: metre",
+            6,
+            "devices.press.adapter",
+            "no adapter of this name",
+            "did you mean `meter`?; see `edge-",
+        ),
+        ("device: press", "device: pres", 13, "pipelines.hot.device", "no device of this name", "did you mean `press`?"),
+        ("adapter: meter", "adaptor: meter", 5, "devices.press.adapter", "is missing", "Name of the adapter"),
+        ("count: 64", "count: 64, length_s: 5", 15, "pipelines.hot.window", "give exactly one of count and length_s", ""),
+        ("{count: 64, step: 16}", "{length_s: 5, step_s: 6}", 15, "pipelines.hot.window", "step_s goes with length_s", ""),
+        ("{count: 64, step: 16}", "{length_s: 5, step: 1}", 15, "pipelines.hot.window", "step goes with count", ""),
+        ("    window: {count: 64, step: 16}\n", "", 12, "pipelines.hot", "a model and rules need a window", ""),
+        ("above: 80", "above: 80, below: 90", 17, "pipelines.hot.rules[0]", "below (90.0) must be less than above (80.0)", ""),
+        ("above: 80", "above: model", 12, "pipelines.hot", "`above: model` needs a model", ""),
+        (
+            "above: 80",
+            "above: modell",
+            17,
+            "pipelines.hot.rules[0].above",
+            "should be a number or 'model'",
+            "did you mean `model`?",
+        ),
+        ("above: 80", "above: '80'", 17, "pipelines.hot.rules[0].above", "should be a number or 'model'", ""),
+        ("count: 64", "count: 6.5", 15, "pipelines.hot.window.count", "should be a whole number", ""),
+        ("count: 64", "count: '64'", 15, "pipelines.hot.window.count", "should be a whole number", "leave the quotes out: 64"),
+        ("site: plant", "site: 12", 1, "site", "should be a text", 'put quotes around it: "12"'),
+        ("  press:", '  "pr ess":', 5, 'devices["pr ess"]', "is no name", "letters, digits, - and _"),
+        ("options: {host: plc.example}", "options: plc", 7, "devices.press.options", "should be a mapping", ""),
+        ("broker: {mode: hosted}", "broker:", 3, "broker", "should be a mapping", "leave the key out"),
+        ("type: https", "type: htps", 20, "sinks.cloud", "'htps' is no type; known are 'mqtt', 'https'", ""),
+        ("type: https, ", "", 20, "sinks.cloud", "has no type", "give `type`"),
+        (
+            "https://cloud",
+            "ftp://cloud",
+            20,
+            "sinks.cloud.url",
+            "should match the pattern '^https?://.+$'",
+            "https://host[:port]",
+        ),
+        ("scale: 0.1", "scale: .nan", 9, "devices.press.points[0].scale", "should be a finite number", ""),
+        ("scale: 0.1", "low: 5, high: 4", 9, "devices.press.points[0]", "low (5.0) must be below high (4.0)", ""),
+    ],
+)
+def test_one_problem(old: str, new: str, line: int, path: str, message: str, hint: str) -> None:
+    found = _problems(GOOD.replace(old, new, 1))[path]
+    assert found[0] == line
+    assert found[1].startswith(message)
+    assert found[2].startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty"), ("# nothing\n", "is empty"), ("- a\n- b\n", "is no mapping"), ("hello", "is no mapping")],
+)
+def test_no_configuration_at_all(text: str, message: str) -> None:
+    assert _problems(text)[""][1].startswith(message)
+    assert "edge-runtime config example" in _problems(text)[""][2]
+
+
+def test_an_adapter_that_cannot_be_imported_is_one_problem() -> None:
+    class Registry(dict[str, type[Adapter]]):
+        def __getitem__(self, name: str) -> type[Adapter]:
+            raise Unusable("the adapter meter of acme 1.0 cannot be imported", "tell its authors")
+
+    with pytest.raises(ConfigError) as caught:
+        config.load(GOOD, Registry(meter=Meter))
+    [problem] = caught.value.problems
+    assert (problem.line, problem.path, problem.hint) == (6, "devices.press.adapter", "tell its authors")
+
+
+def test_files(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(GOOD)
+    loaded = config.load_file(file, SCHEMAS)
+    assert (loaded.folder, loaded.config.gateway) == (tmp_path, "gw-1")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "1: cannot be read: No such file or directory"),
+        (b"\x7fELF\x02\x01\x01\x00", "1: holds a character that YAML does not allow"),
+        (b"site: x\ngateway: \xff\xfe", "2: is no text in UTF-8"),
+        (b"#" * 5_000_000, "1: is larger than"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        config.load_file(file, SCHEMAS)
+    assert str(caught.value).startswith(f"{file}:{expected}")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        config.load_file(tmp_path, SCHEMAS)
+
+
+_scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["press", "meter", "local"])
+)
+_keys = st.sampled_from(
+    [
+        "site",
+        "devices",
+        "press",
+        "adapter",
+        "options",
+        "points",
+        "name",
+        "pipelines",
+        "rules",
+        "window",
+        "sinks",
+        "url",
+        "type",
+        "5",
+    ]
+)
+_trees = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=5), max_leaves=25
+)
+
+
+@given(_trees, st.sampled_from(["site", "devices", "pipelines", "sinks", "broker", "log"]))
+def test_nothing_but_a_config_error_ever_comes_out(tree: object, section: str) -> None:
+    """Whatever stands there, of whatever shape: a list of problems, no traceback."""
+    text = json.dumps({"gateway": "g", "devices": {}, "sinks": {"s": {"type": "mqtt", "url": "local"}}, section: tree})
+    with pytest.raises(ConfigError):
+        config.load(text, SCHEMAS)
+
+
+@given(_trees, st.sampled_from(["press", "hot", "window", "points", "options", "rules"]))
+def test_nor_when_the_rest_is_fine(tree: object, key: str) -> None:
+    """The same deeper down: the value of one key is replaced by anything."""
+    whole = document.read(GOOD).value
+    for around in (whole["devices"], whole["pipelines"], whole["devices"]["press"], whole["pipelines"]["hot"]):
+        if key in around:
+            around[key] = tree
+    try:
+        config.load(json.dumps(whole), SCHEMAS)
+    except ConfigError as error:
+        shown = str(error)
+        assert "<text>:1: " in shown

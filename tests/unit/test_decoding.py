@@ -1,0 +1,100 @@
+"""Raw sample -> sample: scaling, sentinels, ranges; bad is None with a reason."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.adapter import Point
+from edge_runtime.records import Sample, Stamp, Value
+from edge_runtime.sources.decoding import Decoder, WrongShape
+
+STAMP = Stamp("boot", 1, 2, True)
+
+
+def decode(value: Value, faults: dict[str, str] | None = None, **point: Any) -> tuple[Value, str]:
+    raw = Sample("d", STAMP, (value,), faults or {}, "m7", 3)
+    sample = Decoder([Point(name="a", **point)])(raw)
+    assert (sample.device, sample.stamp, sample.message_id, sample.row) == ("d", STAMP, "m7", 3)
+    assert set(sample.faults) <= {"a"}
+    return sample.values[0], sample.faults.get("a", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "point", "expected"),
+    [
+        (2**63 + 1, {}, 2**63 + 1),
+        (2**63 + 1, {"low": 0}, 2**63 + 1),
+        (100, {"scale": 0.5, "offset": -10}, 40.0),
+        (True, {"scale": 3.0, "low": 5}, True),
+        ("open", {}, "open"),
+        (0, {"low": 0, "high": 10}, 0),
+        (10, {"low": 0, "high": 10}, 10),
+        (-0.0, {}, -0.0),
+    ],
+)
+def test_good(value: Value, point: dict[str, Any], expected: Value) -> None:
+    got = decode(value, **point)
+    assert got == (expected, "")
+    assert type(got[0]) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "point", "reason"),
+    [
+        (None, {}, "missing"),
+        (math.nan, {}, "not finite"),
+        (-math.inf, {"scale": 2.0}, "not finite"),
+        (1e308, {"scale": 1e10}, "not finite"),
+        (10**400, {"scale": 2.0}, "not finite"),
+        (32767, {"sentinels": (32767,), "scale": 0.1}, "sentinel"),
+        (-9999.900390625, {"sentinels": (-9999.9,)}, "sentinel"),
+        (-9999.9, {"sentinels": (-9999.9,)}, "sentinel"),
+        (10.5, {"high": 10}, "out of range"),
+        (-1, {"low": 0}, "out of range"),
+        (101, {"scale": 0.1, "low": 0, "high": 10}, "out of range"),
+        ("n/a", {"low": 0}, "not a number"),
+        ("n/a", {"scale": 0.1}, "not a number"),
+    ],
+)
+def test_bad_is_none_with_a_reason(value: Value, point: dict[str, Any], reason: str) -> None:
+    assert decode(value, **point) == (None, reason)
+
+
+def test_the_adapters_own_reason_stays_and_its_value_goes() -> None:
+    assert decode(5, {"a": "device says so"}, scale=2.0) == (None, "device says so")
+    assert decode(5, {"a": "device says so"}) == (None, "device says so")
+
+
+def test_a_sample_that_needs_nothing_is_passed_on_as_it_is() -> None:
+    raw = Sample("d", STAMP, (1.0, 2, "x", True))
+    assert Decoder([Point(name=f"p{n}") for n in range(4)])(raw) is raw
+
+
+@pytest.mark.parametrize("values", [(), (1.0,), (1.0, 2.0, 3.0)])
+def test_a_wrong_number_of_values_is_refused(values: tuple[Value, ...]) -> None:
+    with pytest.raises(WrongShape):
+        Decoder([Point(name="a"), Point(name="b")])(Sample("d", STAMP, values))
+
+
+@given(
+    value=st.one_of(st.none(), st.booleans(), st.text(max_size=3), st.integers(), st.floats()),
+    scale=st.floats(-1e6, 1e6),
+    offset=st.floats(-1e6, 1e6),
+    low=st.none() | st.floats(-1e9, 0),
+    high=st.none() | st.floats(1, 1e9),
+    faulty=st.booleans(),
+)
+def test_a_value_and_a_fault_never_stand_together(
+    value: Value, scale: float, offset: float, low: float | None, high: float | None, faulty: bool
+) -> None:
+    got, reason = decode(value, {"a": "bad"} if faulty else {}, scale=scale, offset=offset, low=low, high=high)
+    assert (got is None) == bool(reason)
+    if isinstance(got, int | float) and not isinstance(got, bool):
+        assert math.isfinite(got)
+        assert low is None or got >= low
+        assert high is None or got <= high
