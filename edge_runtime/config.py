@@ -32,7 +32,6 @@ class Broker(Section):
     url: str = Field(
         "mqtt://127.0.0.1:1883",
         description="external: mqtt://[user:password@]host[:port] or mqtts://...",
-        pattern=r"^mqtts?://.+$",
     )
     program: Literal["auto", "mosquitto", "iotcore"] = Field(
         "auto", description="hosted: which broker to start; auto takes mosquitto where it is installed, else the embedded iotcore"
@@ -145,7 +144,6 @@ class MqttSink(Section):
     type: Literal["mqtt"] = Field(description="To an MQTT broker")
     url: str = Field(
         description="mqtt://[user:password@]host[:port] or mqtts://..., or `local` for the local broker",
-        pattern=r"^(local|mqtts?://.+)$",
         examples=["mqtt://broker.example:1883"],
     )
     receiver: Name | None = Field(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edge_runtime.adapter import Adapter
+from edge_runtime.address import BadAddress, address
 from edge_runtime.document import Document, Path, Problem, closest, validate
 from edge_runtime.ports import EdgeError
 
@@ -25,7 +26,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
     for name in _mapping(doc.at(("pipelines",))):
         found += _pipeline(doc, ("pipelines", name))
         found += _twice(doc, ("pipelines", name, "rules"), "rule", "pipeline")
-    return found + list(_sinks(doc))
+    return found + list(_brokers(doc))
 
 
 def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
@@ -92,13 +93,31 @@ def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem
             yield doc.problem((*here, number, "name"), f"is the name of another {noun}, too", value=name, hint=hint)
 
 
-def _sinks(doc: Document) -> Iterator[Problem]:
-    if _mapping(doc.at(("broker",))).get("mode", "none") != "none":
-        return
+def _brokers(doc: Document) -> Iterator[Problem]:
+    """Every URL of a broker can be understood, and `local` means one."""
+    mode = doc.at(("broker", "mode")) or "none"
+    if mode == "external":
+        yield from _url(doc, ("broker", "url"))
     for name, sink in _mapping(doc.at(("sinks",))).items():
-        if _mapping(sink).get("url") == "local":
+        here: Path = ("sinks", name, "url")
+        if _mapping(sink).get("type") != "mqtt":
+            continue
+        if doc.at(here) != "local":
+            yield from _url(doc, here)
+        elif mode == "none":
             hint = "set broker.mode to `hosted` or `external`, or give the URL of a broker"
-            yield doc.problem(("sinks", name, "url"), "there is no local broker", value="local", hint=hint)
+            yield doc.problem(here, "there is no local broker", value="local", hint=hint)
+
+
+def _url(doc: Document, here: Path) -> Iterator[Problem]:
+    url = doc.at(here)
+    if not isinstance(url, str):
+        return
+    ca, cert, key = (str(doc.at((*here[:-1], name)) or "") for name in ("ca_file", "cert_file", "key_file"))
+    try:
+        address(url, ca_file=ca, cert_file=cert, key_file=key)
+    except BadAddress as error:
+        yield doc.problem(here, error.cause, hint=error.hint)
 
 
 def _names(doc: Document, here: Path) -> list[str]:

@@ -73,6 +73,11 @@ class Broker:
         """A clean end: persistence is written."""
         self._end(signal.SIGTERM)
 
+    def save(self) -> None:
+        """mosquitto writes its persistence file now (it does so each second or two by itself)."""
+        assert self.process is not None
+        save_now(self.process.pid, self.log.parent / "mosquitto.db")
+
     def freeze(self) -> None:
         """SIGSTOP: it does not answer, and its connections stay open."""
         assert self.process is not None
@@ -140,6 +145,16 @@ def iotcore(folder: Path) -> Iterator[Broker]:
     port = free_port()
     command = [sys.executable, "-m", "iotcore", "--port", str(port), "--listen", "127.0.0.1", "--log-level", "CRITICAL"]
     yield from _running(Broker(command, port, folder / "iotcore.log"))
+
+
+def save_now(pid: int, file: Path) -> None:
+    """Makes a mosquitto write its persistence file, and returns when it is there."""
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    os.kill(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + START_S_MAX
+    while not file.exists() or file.stat().st_mtime_ns == before:
+        assert time.monotonic() < deadline, f"{file} was not written"
+        time.sleep(0.005)
 
 
 def _running(broker: Broker) -> Iterator[Broker]:

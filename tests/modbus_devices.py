@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_adapters.modbus import Modbus
 
+from edge_adapters.modbus import Modbus
 from edge_runtime.adapter import Context, Line, LinkLost
 from edge_runtime.board.system import SystemClock
 
@@ -45,7 +45,9 @@ def build(options: dict[str, Any], points: Sequence[dict[str, Any]], line: Line 
     line = line or Line(Modbus.line(name, checked))
     nothing: Any = None
     return Modbus(
-        Context(device=name, options=checked, points=declared, clock=SystemClock(), dice=nothing, line=line, bus=nothing, log=None)
+        Context(
+            device=name, options=checked, points=declared, clock=SystemClock(), dice=nothing, line=line, bus=nothing, log=None
+        )
     )
 
 
@@ -105,7 +107,7 @@ class Libmodbus:
 
     def start(self) -> None:
         with self._log.open("wb") as out:
-            self._process = subprocess.Popen([_program(), *self._arguments], stdout=out, preexec_fn=_die_with_us)  # noqa: PLW1509
+            self._process = subprocess.Popen([_program(), *self._arguments], stdout=out, preexec_fn=_die_with_us)
         until = time.monotonic() + START_S_MAX
         while not (first := self._log.read_text().partition("\n"))[1]:
             assert self._process.poll() is None, "the libmodbus server ended"
@@ -170,7 +172,7 @@ class Cable:
 
     def plug_in(self) -> None:
         ends = [f"pty,raw,echo=0,link={end}" for end in (self.ours, self.theirs)]
-        self._process = subprocess.Popen(["socat", *ends], preexec_fn=_die_with_us)  # noqa: PLW1509
+        self._process = subprocess.Popen(["socat", *ends], preexec_fn=_die_with_us)
         until = time.monotonic() + START_S_MAX
         while not (Path(self.ours).exists() and Path(self.theirs).exists()):
             assert time.monotonic() < until, "socat does not start"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,6 +135,26 @@ def test_what_is_allowed_is_not_reported(tmp_path: Path) -> None:
 def test_every_rule_has_a_planted_violation() -> None:
     planted = {rule for rule, *_ in PLANTED} | {style.docstrings, imports.circles}
     assert set(RULES) == planted
+
+
+def test_every_dependency_is_explained() -> None:
+    """In docs/dependencies.md, with its licence and its reason."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    names = {re.split(r"[\[<>=;~ ]", one)[0] for one in wanted} - {"edge-runtime"}
+    rows = [line.split("|")[1] for line in (ROOT / "docs" / "dependencies.md").read_text().splitlines() if line.startswith("| ")]
+    explained = {name.strip() for row in rows for name in row.split(",")}
+    assert names - explained == set()
+
+
+def test_every_room_is_on_the_map() -> None:
+    """docs/architecture.md names each file and folder of the package's first level, and the tidy table knows it."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in (ROOT / "edge_runtime").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            assert f"`{path.name}`" in text
+        if path.is_dir() and any(path.glob("*.py")):
+            assert f"`{path.name}/`" in text
 
 
 def _plant(root: Path, path: str, source: str) -> None:

@@ -78,7 +78,7 @@ class Link:
         self._client: AsyncModbusTcpClient | AsyncModbusSerialClient | None = None
         self._lost = ""
         self._asking = False
-        self._restless = False
+        self._silence_s = 0.0
         self._stirred = 0
         self._owed: dict[int, set[int]] = {}
         characters_s = 11 / options.baudrate
@@ -91,7 +91,6 @@ class Link:
         self.close()
         self._client = client = _client(self.options, self._on_bytes, self._on_connection)
         self._lost = ""
-        self._restless = self.options.serial is not None
         try:
             # Not client.connect(): it answers False and keeps the reason to itself.
             client.ctx.transport, _ = await client.ctx.call_create()
@@ -118,7 +117,7 @@ class Link:
         When it is cancelled or fails after the request was sent, the answer is still owed: see the module's text."""
         if self._client is None:
             await self.connect()  # another unit gave up a request and closed the connection that all share
-        if self._restless:
+        if self._silence_s:
             await self._quiet()
         if self._pause_s:
             await asyncio.sleep(self._pause_s)
@@ -127,9 +126,10 @@ class Link:
         owed.add(size)
         answer = await self._exchange(unit_id, table, address, count)
         if isinstance(answer, Refused):
-            if len(owed) > 1:
-                await self._quiet()  # an exception has no length that tells whose it is: let the others come too
-        elif answer_bytes(table, len(answer)) != size:
+            if owed == {size}:
+                owed.clear()
+            return answer
+        if answer_bytes(table, len(answer)) != size:
             self._give_up()
             raise WrongAnswer(f"unit {unit_id} answered {len(answer)} values for {count} asked ({table} {address})", _CONFUSED)
         owed.clear()
@@ -140,18 +140,24 @@ class Link:
         program may have left open. Raises LinkLost."""
         owed = self._owed.setdefault(unit_id, set(sizes))
         step = 8 if table in BITS else 1
+        wrong: WrongAnswer | None = None
         for attempt in range(CANARIES_MAX):
-            counts = [count for count in range(step, (CANARY_LENGTHS + 1) * step, step) if answer_bytes(table, count) not in owed]
-            if not counts:
+            unlike = [count for count in range(step, (CANARY_LENGTHS + 1) * step, step) if answer_bytes(table, count) not in owed]
+            if not unlike:
                 owed.clear()
+            self._silence_s = self.options.quiet_s * 2**attempt  # a slow unit needs more to get it all out
             try:
-                await self.ask(unit_id, table, address, counts[0] if counts else step)
-            except WrongAnswer:
-                if attempt == CANARIES_MAX - 1:
-                    raise
-            else:
+                await self.ask(unit_id, table, address, unlike[0] if unlike else step)
+            except WrongAnswer as error:
+                wrong = error
+                continue
+            if not owed:  # an exception has no length that tells whose it is: after one, ask again
                 break
-        self._restless = True
+        else:
+            if wrong:
+                raise wrong
+            owed.clear()  # it refuses whatever it is asked there, and at once
+        self._silence_s = self.options.quiet_s
 
     async def _exchange(self, unit_id: int, table: Table, address: int, count: int) -> Sequence[int] | Refused:
         from pymodbus.exceptions import ModbusException
@@ -185,7 +191,7 @@ class Link:
 
     def _give_up(self) -> None:
         if self.options.serial:
-            self._restless = True
+            self._silence_s = self.options.quiet_s
         else:
             self.close()
 
@@ -193,9 +199,9 @@ class Link:
         """Waits until nothing has come in for a while; what comes in is thrown away (nobody asked)."""
         for _ in range(QUIET_ROUNDS_MAX):
             before = self._stirred
-            await asyncio.sleep(self.options.quiet_s)
+            await asyncio.sleep(self._silence_s)
             if self._stirred == before:
-                self._restless = False
+                self._silence_s = 0.0
                 return
         raise LinkLost(f"{self.options.serial} is never silent", "is there a second master on the line?")
 
@@ -254,8 +260,8 @@ _INSTALL = "pip install 'edge-runtime[modbus]'"
 
 
 async def _cancellable(answer: Awaitable[T]) -> T:
-    """pymodbus waits with asyncio.wait_for, and that of Python 3.11 forgets that it was cancelled when the answer comes in the same
-    moment. The runtime's timeout strikes once only: the next request would wait for ever."""
+    """pymodbus waits with asyncio.wait_for, and that of Python 3.11 forgets that it was cancelled when the answer comes in the
+    same moment. The runtime's timeout strikes once only: the next request would wait for ever."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     result = await answer

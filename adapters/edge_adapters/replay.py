@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
-from edge_runtime.adapter import Adapter, Context, Exhausted, Field, LinkLost, Options, Point, Sample, Stamp, Unusable, Value
+from edge_runtime import adapter
+from edge_runtime.adapter import Adapter, Context, Exhausted, Field, LinkLost, Sample, Stamp, Unusable, Value
 
 SKIP_ROWS = 5_000
 """While skipping rows that are done, others run after so many."""
@@ -24,7 +25,7 @@ class Replay(Adapter):
 
     mode = "pushed"
 
-    class Options(Options):
+    class Options(adapter.Options):
         file: str = Field(description="CSV file with a header line, relative to the configuration file")
         rate_hz: float = Field(0.0, ge=0, description="Rows a second; 0: as fast as the rest of the gateway takes them")
         loop: bool = Field(False, description="At the end start again; otherwise the device is done")
@@ -32,7 +33,7 @@ class Replay(Adapter):
         delimiter: str = Field(",", min_length=1, max_length=1, description="Character between two cells")
         message_ids: bool = Field(False, description="Give each row its number as message id, and ask for acknowledgements")
 
-    class Point(Point):
+    class Point(adapter.Point):
         column: str | int = Field(description="Column: its name in the header line, or its number (the first is 0)")
         type: Literal["number", "text", "flag"] = Field(
             "number", description="number; text: as it stands; flag: 1/true/yes/on, 0/false/no/off"
@@ -129,7 +130,7 @@ class Replay(Adapter):
     def _next_row(self, *, wrap: bool) -> list[str] | None:
         try:
             cells = next(self._rows, None)
-            if cells is None and wrap and self.context.options.loop and self._next.row:
+            if cells is None and wrap and self.context.options.loop:
                 self._rewind()
                 self._next = _Place(self._next.lap + 1)
                 cells = next(self._rows, None)

@@ -70,7 +70,7 @@ class BrokerHost:
         self._address = _loopback(settings.url)
         self._command: list[str] = []
         self._child: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._program = ""
 
     @property
@@ -88,11 +88,11 @@ class BrokerHost:
     async def run(self) -> None:
         """Starts it again whenever it dies, with growing pauses; returns after `stop`."""
         pause_s = 0.0
-        while not self._stopping:
+        while not self._stopping.is_set():
             began_ns = self._clock.mono_ns()
             if self._child is not None:
                 code = await self._child.wait()
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 self._log.warning("broker died", program=self._program, status=code, says=self._last_words())
             steady = self._clock.mono_ns() - began_ns > STEADY_S * 1e9
@@ -102,12 +102,12 @@ class BrokerHost:
                 await self._launch()
             except BrokerError as error:
                 self._log.error("broker does not start", cause=error.cause, hint=error.hint)
-            if self._stopping:
+            if self._stopping.is_set():
                 await self.stop()
 
     async def stop(self) -> None:
         """A clean end, else kill. May be called again, and before `start`."""
-        self._stopping = True
+        self._stopping.set()
         child, self._child = self._child, None
         if child is not None:
             await _end(child)
@@ -152,8 +152,14 @@ class BrokerHost:
 
     async def _attempt(self) -> None:
         with (self._folder / "broker.log").open("wb") as log:
+            # A process group of its own: Ctrl-C on the terminal is for the gateway, which still has to drain to this broker.
             child = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                preexec_fn=_die_with_parent,
             )
         try:
             await self._ready(child)
@@ -229,7 +235,8 @@ async def _end(child: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         child.terminate()
         try:
-            await asyncio.wait_for(child.wait(), STOP_S_MAX)
+            async with asyncio.timeout(STOP_S_MAX):
+                await child.wait()
         except TimeoutError:
             child.kill()
     await child.wait()

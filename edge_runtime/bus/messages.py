@@ -36,7 +36,8 @@ COMPRESS_FROM_BYTES = 512
 SEQ_MAX = 2**63 - 1
 """What SQLite can hold."""
 
-Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+WORD = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+Word = Annotated[str, msgspec.Meta(pattern=WORD)]
 """Names and epochs, as they stand in topics and tables."""
 
 Seq = Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import signal
 import sys
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -59,6 +60,7 @@ async def _serve(args: argparse.Namespace) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
     async with AsyncExitStack() as stack:
+        _check_words(args)
         writer, reader = ThreadWorker("ledger"), ThreadWorker("statistics")
         stack.callback(reader.close)
         stack.callback(writer.close)
@@ -77,6 +79,17 @@ async def _serve(args: argparse.Namespace) -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()  # but for `stop`, a task ends only by an error
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """They stand in topics: a / or # in one would take another gateway's messages, or nobody's."""
+    from edge_runtime.bus import messages
+
+    for option, word in (("--name", args.name), ("--site", args.site)):
+        if not re.fullmatch(messages.WORD, word) and (option, word) != ("--site", "+"):
+            raise messages.BadMessage(
+                f"{option} {word!r} is no name", "letters, digits, - and _, beginning with a letter or digit"
+            )
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:

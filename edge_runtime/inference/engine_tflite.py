@@ -1,5 +1,8 @@
 """TFLite artefacts through ai-edge-litert, or through tflite-runtime where that is installed (Coral, 32-bit ARM, old Pythons).
 
+tflite-runtime does not check what it loads: a file that was cut off ends the process with a segmentation fault. So nothing may
+come here whose sha256 was not compared with its manifest (store.load does it).
+
 The Edge TPU path (libedgetpu as a delegate) is written after Coral's documentation and has not been proved on hardware yet.
 """
 
@@ -92,7 +95,7 @@ class TfliteEngine:
 def _library() -> tuple[Any, str]:
     """The interpreter's module and "name version". ai-edge-litert goes before tflite-runtime, its predecessor."""
     try:
-        from ai_edge_litert import interpreter as litert
+        from ai_edge_litert import interpreter as litert  # type: ignore[import-untyped,unused-ignore]
 
         return litert, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
     except ModuleNotFoundError:
@@ -100,7 +103,7 @@ def _library() -> tuple[Any, str]:
     except (ImportError, OSError) as error:
         raise EngineMissing(f"ai-edge-litert cannot be loaded: {error}", "reinstall it") from error
     try:
-        from tflite_runtime import interpreter as tflite
+        from tflite_runtime import interpreter as tflite  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ModuleNotFoundError as error:
         raise EngineMissing("engine tflite is not installed", "pip install 'edge-runtime[litert]'") from error
     except (ImportError, OSError) as error:

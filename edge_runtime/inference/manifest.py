@@ -6,17 +6,17 @@
       known-answers.npz    windows, the outputs that they must give, the decisions that must follow
       *.tflite *.xml+*.bin *.onnx    the artefacts
 
-Unknown keys are refused; an error names the file, the key, the value and what to do.
+Unknown keys are refused; an error names the file, the line, the key, the value and what to do.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edge_runtime.document import DocumentError, read, validate
 from edge_runtime.inference.engine import EngineError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
@@ -89,7 +89,7 @@ class Input(Section):
 class ReconstructionError(Section):
     """An autoencoder: one output, how far the model's output is from its (scaled) input."""
 
-    kind: Literal["reconstruction_error"]
+    type: Literal["reconstruction_error"]
     error: Literal["mean_squared", "mean_absolute"] = Field("mean_squared", description="Over all values of the window")
     output: Name = Field("score", description="Name of the output")
 
@@ -97,7 +97,7 @@ class ReconstructionError(Section):
 class Raw(Section):
     """The model's own outputs, by name."""
 
-    kind: Literal["raw"]
+    type: Literal["raw"]
     outputs: tuple[Name, ...] = Field(min_length=1, description="One name for each value of the output tensor, in order")
     decide: Name | None = Field(None, description="Which of them an artefact's threshold belongs to (default: the first)")
 
@@ -131,8 +131,8 @@ class Artefact(File):
     )
     weights: File | None = Field(None, description="The .bin of an IR")
     precision: Literal["fp32", "fp16", "int8"] = Field(description="fp32: outputs must agree; others: decisions must agree")
-    input: Tensor
-    output: Tensor
+    input: Tensor = Field(description="The one input tensor")
+    output: Tensor = Field(description="The one output tensor")
     threshold: float | None = Field(None, description="Above it the window is an anomaly; `above: model` in a rule takes it")
     auc: float | None = Field(None, ge=0, le=1, description="Measured on held-out data")
 
@@ -158,11 +158,11 @@ class Manifest(Section):
     licence: str = Field(min_length=1, description="Of the model and its data (SPDX where there is one)")
     description: str = Field(min_length=1, description="One sentence: what it finds")
     card: FileName = Field("card.md", description="Data card: source, licence, metrics, limits")
-    input: Input
-    postprocess: ReconstructionError | Raw = Field(discriminator="kind")
+    input: Input = Field(description="A window")
+    postprocess: ReconstructionError | Raw = Field(discriminator="type", description="From the output tensor to named outputs")
     tolerance: float = Field(gt=0, le=0.1, description="fp32 outputs may differ by this fraction of the outputs' range")
     known_answers: File = Field(description="npz: windows [n, rows, points], outputs [n, values], decisions [n]")
-    artefacts: tuple[Artefact, ...] = Field(min_length=1)
+    artefacts: tuple[Artefact, ...] = Field(min_length=1, description="The files that compute it")
 
     @model_validator(mode="after")
     def _sizes(self) -> Manifest:
@@ -185,23 +185,13 @@ class Manifest(Section):
         return self.postprocess.decide or self.postprocess.outputs[0]
 
 
-def parse(data: object, file: str) -> Manifest:
-    """What stands in a manifest.yaml -> Manifest. Raises EngineError with every mistake in it."""
-    if not isinstance(data, Mapping):
-        raise EngineError(f"{file}: is no mapping of keys", "see docs/guide-data-scientist.md")
+def parse(text: str, file: str) -> Manifest:
+    """The text of a manifest.yaml -> Manifest. Raises EngineError with every mistake in it: file, line, key, value, hint."""
     try:
-        return Manifest.model_validate(data)
-    except ValidationError as error:
-        mistakes = "; ".join(_mistake(dict(detail)) for detail in error.errors(include_url=False))
-        raise EngineError(f"{file}: {mistakes}", "see docs/guide-data-scientist.md for the keys") from error
-
-
-def _mistake(detail: Mapping[str, Any]) -> str:
-    path = ".".join(str(part) for part in detail["loc"] if part not in ("reconstruction_error", "raw")) or "manifest"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "missing":
-        return f"{path}: is missing"
-    if detail["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
-    value = detail["input"]
-    return f"{path}: {message}" if isinstance(value, (dict, list, tuple)) else f"{path}: {value!r}: {message}"
+        document = read(text, file)
+    except DocumentError as error:
+        raise EngineError(error.cause) from error
+    problems = validate(document, Manifest)
+    if problems:
+        raise EngineError("\n".join(map(str, problems)), "docs/guide-data-scientist.md shows the keys")
+    return Manifest.model_validate(document.value)

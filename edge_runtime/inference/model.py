@@ -25,7 +25,7 @@ from edge_runtime.inference.engine_tflite import TfliteEngine
 from edge_runtime.inference.processing import Window
 from edge_runtime.inference.selection import candidates, chain, fastest
 from edge_runtime.inference.store import Stored
-from edge_runtime.inference.trial import Candidate, Prepared, Trial, attempt, prepare
+from edge_runtime.inference.trial import Candidate, Prepared, Trial, attempt, prepare, untried
 from edge_runtime.ports import Clock, Worker
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ INFER_S_MAX = 2.0
 """An accelerator that takes longer is stuck."""
 ATTEMPT_S_MAX = 30.0
 """Loading, proving and timing one candidate. Compiling for a GPU or NPU takes seconds."""
+REOPEN_S_MAX = 5.0
+"""The same after a window hung: the pipeline is waiting, and the next in the chain is known to work."""
 INLINE_NS_MAX = 1_000_000
 """p99 of a window on a CPU, below which it runs on the event loop."""
 
@@ -146,6 +148,7 @@ class Model:
             outputs = await self._thread.run(self._infer_s_max, what, prepared.run, values)
         except Stuck:
             self._prepared = None
+            self._attempt_s_max = min(self._attempt_s_max, REOPEN_S_MAX)
             raise
         return Inference(outputs, executed_on, artefact)
 
@@ -154,7 +157,7 @@ class Model:
         trials: list[Trial] = []
         for accelerator in self._accelerators:
             here = candidates(self._stored.manifest, self._engines, accelerator)
-            tried = [await self._attempt(candidate) for candidate in here]
+            tried = await self._try(here)
             trials += tried
             best = fastest(tried)
             if best is not None:
@@ -163,19 +166,16 @@ class Model:
                 return
         raise self._nothing_works(trials)
 
-    async def _attempt(self, candidate: Candidate) -> Trial:
-        try:
-            return await self._thread.run(self._attempt_s_max, str(candidate), attempt, self._stored, candidate, self._clock)
-        except Stuck as error:
-            artefact = candidate.artefact
-            return Trial(
-                engine=candidate.engine.name,
-                accelerator=candidate.accelerator,
-                file=artefact.file,
-                precision=artefact.precision,
-                works=False,
-                reason=str(error),
-            )
+    async def _try(self, here: Sequence[Candidate]) -> list[Trial]:
+        """One trial for each, in order; the first that hangs ends it: what hangs once hangs with the next artefact too."""
+        tried: list[Trial] = []
+        for candidate in here:
+            try:
+                trial = await self._thread.run(self._attempt_s_max, str(candidate), attempt, self._stored, candidate, self._clock)
+            except Stuck as error:
+                return [*tried, msgspec.structs.replace(untried(candidate), reason=str(error))]
+            tried.append(trial)
+        return tried
 
     async def _take(self, candidate: Candidate, trial: Trial) -> None:
         prepared = await self._thread.run(self._attempt_s_max, str(candidate), prepare, self._stored, candidate)
@@ -193,7 +193,10 @@ class Model:
             there = ", ".join(artefact.file for artefact in self._stored.manifest.artefacts)
             return EngineError(f"model {self.name} has no artefact for this engine ({suffixes}), only {there}")
         reasons = list(dict.fromkeys(f"{t.file} by {t.engine} on {t.accelerator}: {t.reason}" for t in trials))
-        if all("is not installed" in trial.reason for trial in trials):
+        if all(trial.missing for trial in trials):
+            hints = list(dict.fromkeys(trial.reason for trial in trials))
+            if len(hints) == 1:
+                return EngineMissing(f"model {self.name}: {hints[0]}")
             return EngineMissing(f"model {self.name}: no engine is installed", "pip install 'edge-runtime[litert]'")
         return EngineError(f"model {self.name}: nothing computes it here: {'; '.join(reasons)}")
 
@@ -209,21 +212,37 @@ class _Thread:
     def __init__(self, new_worker: Callable[[], Worker]) -> None:
         self._new_worker = new_worker
         self._worker: Worker | None = None
+        self._busy = False
+        """A call has begun and we did not see its end (it may be over since)."""
 
     async def run(self, limit_s: float, what: str, function: Callable[..., T], *args: Any) -> T:
         if self._worker is None:
             self._worker = self._new_worker()
+        self._busy = True
         try:
             async with asyncio.timeout(limit_s) as limit:
-                return await self._worker.run(function, *args)
+                return await self._ended(self._worker, function, *args)
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            self._worker = None  # not closed: that would wait for the call that hangs
+            self.close()
             hint = "the next window tries again, and passes over what hangs"
             raise Stuck(f"{what} did not answer within {limit_s:g} s and was left behind", hint) from error
 
+    async def _ended(self, worker: Worker, function: Callable[..., T], *args: Any) -> T:
+        try:
+            result = await worker.run(function, *args)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._busy = False
+            raise
+        self._busy = False
+        return result
+
     def close(self) -> None:
-        if self._worker is not None:
+        """Never waits: closing a worker waits for its call, so one that may be in a call is let go instead. Its thread ends
+        when the call does."""
+        if self._worker is not None and not self._busy:
             self._worker.close()
-            self._worker = None
+        self._worker, self._busy = None, False

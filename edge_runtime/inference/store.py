@@ -10,14 +10,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from edge_runtime.inference.engine import EngineError
 from edge_runtime.inference.manifest import Artefact, File, Manifest, parse
 
 MANIFEST = "manifest.yaml"
-MANIFEST_BYTES_MAX = 4 * 2**20
 KNOWN_ANSWERS_BYTES_MAX = 256 * 2**20
 
 
@@ -80,12 +78,13 @@ def load(folder: Path) -> Stored:
 
 def read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
-    content = _read(file, MANIFEST_BYTES_MAX)
     try:
-        data = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EngineError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
-    return parse(data, str(file))
+        text = file.read_text()
+    except OSError as error:
+        raise EngineError(f"{file}: {error.strerror}", "is the path right, and may we read it?") from error
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{file}: is no text: {error.reason}", "write it in UTF-8") from error
+    return parse(text, str(file))
 
 
 def verify(folder: Path, wanted: File) -> None:
@@ -119,12 +118,3 @@ def _known_answers(path: Path, manifest: Manifest) -> KnownAnswers:
     return KnownAnswers(
         np.ascontiguousarray(windows, np.float64), outputs.reshape(count, -1).astype(np.float64), decisions.astype(np.int64)
     )
-
-
-def _read(path: Path, size_bytes_max: int) -> bytes:
-    try:
-        if path.stat().st_size > size_bytes_max:
-            raise EngineError(f"{path}: larger than {size_bytes_max} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"{path}: {error.strerror}", "is the path right, and may we read it?") from error

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.inference.engine import Engine, EngineError, TensorSpec
+from edge_runtime.inference.engine import Engine, EngineError, EngineMissing, TensorSpec
 from edge_runtime.inference.manifest import Artefact, Manifest, Raw, Tensor
 from edge_runtime.inference.processing import Processing, Window
 from edge_runtime.inference.store import KnownAnswers, Stored
@@ -44,6 +44,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     works: bool
     reason: str = ""
+    missing: bool = False
+    """The engine's library is not installed."""
     executed_on: str = ""
     p50_ns: int = 0
     p99_ns: int = 0
@@ -84,15 +86,20 @@ def prepare(stored: Stored, candidate: Candidate) -> Prepared:
     return prepared
 
 
-def attempt(stored: Stored, candidate: Candidate, clock: Clock) -> Trial:
-    """Loads, proves, times and closes it. Never raises EngineError: the reason is in the trial."""
-    trial = Trial(
+def untried(candidate: Candidate) -> Trial:
+    """The trial of a candidate before anything is known."""
+    return Trial(
         engine=candidate.engine.name,
         accelerator=candidate.accelerator,
         file=candidate.artefact.file,
         precision=candidate.artefact.precision,
         works=False,
     )
+
+
+def attempt(stored: Stored, candidate: Candidate, clock: Clock) -> Trial:
+    """Loads, proves, times and closes it. Never raises EngineError: the reason is in the trial."""
+    trial = untried(candidate)
     try:
         prepared = prepare(stored, candidate)
         try:
@@ -100,7 +107,7 @@ def attempt(stored: Stored, candidate: Candidate, clock: Clock) -> Trial:
         finally:
             prepared.session.close()
     except EngineError as error:
-        return msgspec.structs.replace(trial, reason=str(error))
+        return msgspec.structs.replace(trial, reason=str(error), missing=isinstance(error, EngineMissing))
     p50, p99 = times[len(times) // 2], times[(len(times) * 99) // 100]
     return msgspec.structs.replace(trial, works=True, executed_on=prepared.session.executed_on, p50_ns=p50, p99_ns=p99)
 

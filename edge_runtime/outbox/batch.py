@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edge_runtime.ports import Ranges
-from edge_runtime.records import Draft, Lane, Sample
+from edge_runtime.records import Draft, Lane, Record, Sample
 
 RECORD_OVERHEAD_BYTES = 120
 """What a row costs beside its body: ids, stamps, b-tree."""
@@ -37,6 +37,7 @@ class Batch:
     def __init__(self) -> None:
         self.drafts: dict[Lane, list[Draft]] = {}
         self.entries: list[Entry] = []
+        self.refused: list[tuple[str, Record, str]] = []
         self.positions: dict[str, Position] = {}
         self.acknowledged: dict[tuple[str, Lane], Ranges] = {}
         self.size_bytes = 0
@@ -57,16 +58,16 @@ class Batch:
                 lane = self.drafts[draft.lane] = []
             lane.append(draft)
             self.size_bytes += len(draft.body) + RECORD_OVERHEAD_BYTES
-        return self._wait()
+        return self.durable()
 
     def add_samples(self, device: str, samples: Sequence[Sample]) -> tuple[Entry, asyncio.Future[None]]:
         """The entry has its numbers when the future is done."""
         entry = Entry(device, samples)
         self.entries.append(entry)
         self.size_bytes += sum(RECORD_OVERHEAD_BYTES + 16 * len(sample.values) + len(sample.message_id) for sample in samples)
-        return entry, self._wait()
+        return entry, self.durable()
 
-    def _wait(self) -> asyncio.Future[None]:
+    def durable(self) -> asyncio.Future[None]:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         waiter = self._loop.create_future()

@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.outbox import intervals
 from edge_runtime.outbox.lanes import Course, Turn
 from edge_runtime.outbox.store import Store
-from edge_runtime.ports import Dice, Ranges, Receipt, Sink, SinkError
+from edge_runtime.ports import Dice, Ranges, Receipt, Refused, Sink, SinkError
 from edge_runtime.records import Lane, Record
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.2, 2.0
@@ -103,6 +103,24 @@ class Delivery:
                 await self._send(list(same_epoch))
 
     async def _send(self, records: list[Record]) -> None:
+        """A record that the far end refuses for ever must not hold up the ones behind it: it is found by halving, and set
+        aside on the disk."""
+        try:
+            await self._send_once(records)
+        except Refused as refused:
+            if len(records) == 1:
+                await self._store.set_aside(self.name, records[0], refused.cause)
+                self._log.error(
+                    "record_refused", lane=records[0].lane, seq=records[0].seq, cause=refused.cause, hint=refused.hint
+                )
+                self.state.refused += 1
+                self._finish(records[0].lane, ((records[0].seq, records[0].seq),))
+                return
+            half = len(records) // 2
+            await self._send(records[:half])
+            await self._send(records[half:])
+
+    async def _send_once(self, records: list[Record]) -> None:
         receipt = await self._sink.send(records)
         await self._take(receipt)
         lane, sent = records[0].lane, intervals.of(record.seq for record in records)

@@ -25,6 +25,9 @@ PURGE_ROWS_MAX = 5_000
 SEEN_MAX = 50_000
 """Message ids kept for each device, to recognise a redelivery."""
 
+REFUSED_MAX = 1_000
+"""Refused records kept for people to look at."""
+
 FILL = 1.4
 """Bytes on the disk for a byte of rows: pages are not full."""
 
@@ -53,6 +56,7 @@ class OutboxFile:
         self._last_gap: tuple[int, Gap] | None = None
         self._purged: dict[Lane, Ranges] = {}
         self._sinks: dict[str, tuple[Lane, ...]] = {}
+        self._pipelines: dict[str, str] = {}
         self._pages_spare = 0
         self.books = Books(dict.fromkeys(LANES, 0))
         self.lost: list[Gap] = []
@@ -63,6 +67,7 @@ class OutboxFile:
     def start(self, epoch: str, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str]) -> None:
         """Begins an epoch, and forgets sinks and pipelines that are no more. `pipelines`: name -> device."""
         self._sinks = {name: tuple(lanes) for name, lanes in sinks.items()}
+        self._pipelines = dict(pipelines)
         database = self._write_connection()
         with Transaction(database):
             heads, lows = tables.heads(database), tables.lows(database)
@@ -104,6 +109,15 @@ class OutboxFile:
         for lane, drafts in batch.drafts.items():
             tables.insert(database, lane, books.epochs[-1].name, heads[lane] + 1, drafts, numbers)
             heads[lane] += len(drafts)
+        for sink, record, cause in batch.refused:
+            tables.add_refused(database, sink, record, cause, REFUSED_MAX)
+            reason = f"refused by {sink}: {cause}"
+            self._declare(
+                database,
+                Gap(lane=record.lane, epoch=record.epoch, first=record.seq, last=record.seq, count=1, reason=reason),
+                heads,
+                offered,
+            )
         tables.set_heads(database, {lane: head for lane, head in heads.items() if head != books.heads[lane]})
         for entry in batch.entries:
             entry.numbers = tables.add_to_journal(database, entry.device, entry.samples)
@@ -292,8 +306,10 @@ class OutboxFile:
         for entry in batch.entries:
             counts[entry.device] = counts.get(entry.device, 0) + sum(1 for number in entry.numbers if number)
         for device in {position.device: None for position in batch.positions.values()}:
-            needed = [row for at, row, _ in tables.positions(database).values() if at == device]
-            counts[device] = max(0, counts.get(device, 0) - tables.trim_journal(database, device, min(needed), SEEN_MAX))
+            # A pipeline that has committed nothing yet needs everything: forgetting what only the others have done lost samples.
+            done = {name: row for name, (_, row, _) in tables.positions(database).items()}
+            needed = min(done.get(name, 0) for name, at in self._pipelines.items() if at == device)
+            counts[device] = max(0, counts.get(device, 0) - tables.trim_journal(database, device, needed, SEEN_MAX))
         return counts
 
 

@@ -114,6 +114,13 @@ class Store:
             asyncio.get_running_loop().call_later(LAZY_S_MAX, self._wake.set)
         self._batch.acknowledged[sink, lane] = ranges
 
+    async def set_aside(self, sink: str, record: Record, cause: str) -> None:
+        """Keeps a record that a sink's far end refuses for ever, with the reason; a gap record tells that it will not come."""
+        batch = self._batch
+        batch.refused.append((sink, record, cause))
+        self._wake.set()
+        await batch.durable()
+
     # --- what goes out ---
 
     def acknowledged(self, sink: str, lane: Lane) -> Ranges:

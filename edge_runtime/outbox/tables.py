@@ -10,6 +10,7 @@
 | seen         | a source's message id, so that a redelivery is recognised                                     |
 | positions    | how far a pipeline has come in the journal, and the state of its rules                        |
 | acknowledged | seqs of a lane that a sink's far end has                                                      |
+| refused      | a record that a sink's far end refuses for ever, and why; for people                          |
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _SCHEMA = (
     "state BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS acknowledged (sink TEXT, lane TEXT, first INTEGER, last INTEGER, "
     "PRIMARY KEY (sink, lane, first)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS refused (sink TEXT, lane TEXT, epoch INTEGER, seq INTEGER, cause TEXT, body BLOB, "
+    "PRIMARY KEY (sink, lane, seq)) WITHOUT ROWID",
     f"PRAGMA user_version={SCHEMA_VERSION}",
 )
 
@@ -205,6 +208,14 @@ def delete(database: Database, lane: Lane, first: int, last: int, limit: int) ->
 def size_pages(database: Database) -> tuple[int, int]:
     """(pages of the file, of these free)."""
     return int(rows(database, "PRAGMA page_count")[0][0]), int(rows(database, "PRAGMA freelist_count")[0][0])
+
+
+def add_refused(database: Database, sink: str, record: Record, cause: str, refused_max: int) -> None:
+    database.execute(
+        "INSERT OR REPLACE INTO refused (sink, lane, epoch, seq, cause, body) VALUES (?,?,?,?,?,?)",
+        (sink, record.lane, _epoch_number(record.epoch), record.seq, cause, record.body),
+    )
+    database.execute("DELETE FROM refused WHERE seq NOT IN (SELECT seq FROM refused ORDER BY seq DESC LIMIT ?)", (refused_max,))
 
 
 # --- the input journal -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from edge_runtime.inference.model import Inference, Model
 from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline import results
-from edge_runtime.pipeline.rules import RuleState
+from edge_runtime.pipeline.rules import Rules
 from edge_runtime.pipeline.windowing import State, Window, Windowing
 from edge_runtime.ports import Dice, EdgeError
 from edge_runtime.records import Draft, Result, Sample
@@ -57,7 +57,7 @@ class Saved(msgspec.Struct):
     """What a restart needs, beside the journal: committed with the results."""
 
     windowing: State = State()
-    rules: dict[str, dict[str, Any]] = {}
+    rules: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class Pipeline:
@@ -77,7 +77,7 @@ class Pipeline:
         self._news = store.listen()
         self._model: Model | None = None
         self._windowing: Windowing | None = None
-        self._rules: list[tuple[config.Rule, RuleState]] = []
+        self._rules = Rules([])
         self._next_row = self._committed_row = 0
         self._quiet = asyncio.Event()
         self._dropping = False
@@ -139,7 +139,7 @@ class Pipeline:
         position = self._position()
         if drafts or position.row >= self._committed_row + MOVED_ROWS:
             self._committed_row = position.row
-            await self._store.commit(drafts, position if self._journaled or self._rules else None)
+            await self._store.commit(drafts, position if self._journaled or self._settings.rules else None)
 
     def _forwarded(self, sample: Sample) -> list[Draft]:
         if not self._reporter.changed(sample):
@@ -186,19 +186,17 @@ class Pipeline:
         return inference
 
     def _apply_rules(self, result_id: str, window: Window, inference: Inference) -> list[Draft]:
-        drafts = []
-        for rule, state in self._rules:
-            transition = state.update(inference.outputs, window.last)
-            if transition:
-                self.state.events += 1
-                drafts.append(results.event_draft(self.name, self.device, result_id, rule, transition))
-        self.state.alarms = tuple(rule.name for rule, state in self._rules if state.active)
-        return drafts
+        if self._model:
+            self._rules.model_limit = self._model.threshold  # another artefact may have taken over
+        transitions = self._rules.update(inference.outputs, window.last)
+        self.state.events += len(transitions)
+        self.state.alarms = self._rules.alarms
+        return [results.event_draft(self.name, self.device, result_id, transition) for transition in transitions]
 
     # --- where it stands ---
 
     def _position(self) -> Position:
-        saved = Saved(rules={rule.name: state.snapshot() for rule, state in self._rules})
+        saved = Saved(rules=msgspec.Raw(self._rules.snapshot()))
         row = self._next_row
         if self._windowing and self._journaled:
             saved.windowing = self._windowing.state
@@ -218,7 +216,9 @@ class Pipeline:
             indices = [self._device_points.index(point) for point in self._points]
             self._windowing = Windowing(self._settings.window, self._points, indices, self._saved.windowing)
         threshold = self._model.threshold if self._model else None
-        self._rules = [(rule, RuleState(rule, threshold, self._saved.rules.get(rule.name))) for rule in self._settings.rules]
+        self._rules = Rules(self._settings.rules, threshold)
+        for alarm in self._rules.restore(bytes(self._saved.rules)):
+            self._log.warning("alarm_without_rule", rule=alarm, hint="its rule is gone: it will not be cleared by a record")
         self.state.executed_on = self._model.executed_on if self._model else ""
 
     def _check_fit(self) -> None:

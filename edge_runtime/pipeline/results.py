@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.config import Rule
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.windowing import Window
 from edge_runtime.records import Draft, Event, Lane, Result, Sample, to_json
@@ -39,18 +39,12 @@ def result_draft(result: Result) -> Draft:
     return Draft(Lane.RESULT, result.pipeline, result.last, to_json(result), result.id)
 
 
-def event_draft(pipeline: str, device: str, result_id: str, rule: Rule, transition: Transition) -> Draft:
+def event_draft(pipeline: str, device: str, result_id: str, transition: Transition) -> Draft:
     event = Event(
-        id=content_id(result_id, rule.name, "raised" if transition.raised else "cleared"),
+        id=content_id(result_id, transition.rule, "raised" if transition.raised else "cleared"),
         pipeline=pipeline,
         device=device,
-        rule=rule.name,
-        raised=transition.raised,
-        at=transition.at,
-        output=rule.output,
-        value=transition.value,
-        limit=transition.limit,
-        severity=rule.severity,
+        **msgspec.structs.asdict(transition),
     )
     return Draft(Lane.EVENT, pipeline, transition.at, to_json(event), event.id)
 

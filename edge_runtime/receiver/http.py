@@ -59,6 +59,7 @@ _REASONS = {
 }
 
 
+_TLS_HANDSHAKE = b"\x16"
 _BODY_WAS_READ = (400, 404, 405, 503)
 
 
@@ -97,10 +98,6 @@ class Door:
                 return
             while await self._exchange(reader, writer):
                 pass
-            # Closing over unread bytes would reset the connection, and the other side might never see the answer.
-            async with asyncio.timeout(LINGER_S_MAX):
-                while await reader.read(HEAD_BYTES_MAX):
-                    pass
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, TimeoutError):
             return  # the other side has gone; what it sent is kept, or it sends it again
         finally:
@@ -124,9 +121,10 @@ class Door:
             body = await _body(reader, writer, request)
             answer = await self._work(request, body)
         except _Bad as bad:
-            # The rest of an unread body would be taken for the next request: then the connection ends here.
             keep = request is not None and request.keep and bad.status in _BODY_WAS_READ
             await _answer(writer, bad.status, bad.failure, keep=keep)
+            if not keep:
+                await _throw_away(reader, writer)
             return keep
         await _answer(writer, 200, answer, keep=request.keep)
         return request.keep
@@ -196,6 +194,8 @@ async def _head(reader: asyncio.StreamReader) -> _Request | None:
             first = await reader.readexactly(1)
     except (TimeoutError, asyncio.IncompleteReadError):
         return None
+    if first == _TLS_HANDSHAKE:  # it would wait for our part of the handshake, and we for the end of its head
+        raise _Bad(400, Failure("this port does not speak TLS", "write http:// into `url` of the sink"))
     try:
         async with asyncio.timeout(BODY_S_MAX):
             raw = first + await reader.readuntil(b"\r\n\r\n")
@@ -239,6 +239,16 @@ async def _answer(writer: asyncio.StreamWriter, status: int, answer: msgspec.Str
     writer.write(head.encode() + body)
     async with asyncio.timeout(BODY_S_MAX):
         await writer.drain()
+
+
+async def _throw_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The rest of a request that was refused before its end. It would be taken for the next request; and closing over unread
+    bytes would reset the connection, so that the other side might never see the answer."""
+    if writer.can_write_eof():
+        writer.write_eof()
+    async with asyncio.timeout(LINGER_S_MAX):
+        while await reader.read(HEAD_BYTES_MAX):
+            pass
 
 
 class CannotListen(EdgeError):

@@ -211,10 +211,14 @@ class Source:
             await accept(samples)
 
     async def _acknowledge(self, samples: Sequence[Sample]) -> None:
-        """Must not raise, so the adapter's rules say; if it does or hangs, the connection is given up."""
+        """Must not raise, so the adapter's rules say; if it does or hangs, the connection is given up, and nothing more is
+        acknowledged on it: that would be out of order."""
+        if isinstance(self._interruption, _Failure):
+            return
+        seconds = self._device.timeout_s
         try:
-            async with asyncio.timeout(self._device.timeout_s):
-                await _foreign(partial(self._adapter.acknowledge, samples))
+            if not await _within(partial(_foreign, partial(self._adapter.acknowledge, samples)), seconds):
+                self._interrupt(_Failure(f"acknowledging took longer than {seconds:g} s"))
         except Exception as error:  # noqa: BLE001 - foreign code
             self._interrupt(self._told(error, "acknowledge"))
 

@@ -186,6 +186,7 @@ class AdapterSuite:
                 with pytest.raises((LinkLost, Unusable, Exhausted)):
                     await self._bounded(adapter.read)
                 await self._bounded(adapter.open)
+                await self._read(adapter)
                 await self._bounded(adapter.close)
                 with pytest.raises((LinkLost, Unusable, Exhausted)):
                     await self._bounded(adapter.read)

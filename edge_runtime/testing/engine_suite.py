@@ -7,12 +7,13 @@ class TestMyEngine(EngineSuite):
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_runtime.inference import store
 from edge_runtime.inference.engine import PROBE_FILE, PROBE_INPUT, PROBE_OUTPUT, Engine, EngineError, Session, Tensor
@@ -45,8 +46,8 @@ class EngineSuite:
     def feed(self, session: Session, scale: float = 1.0) -> dict[str, Tensor]:
         return {session.inputs[0].name: np.asarray(PROBE_INPUT * np.float32(scale))}
 
-    def answer(self, session: Session, scale: float = 1.0) -> Tensor:
-        return session.run(self.feed(session, scale))[session.outputs[0].name]
+    def answer(self, session: Session, scale: float = 1.0) -> NDArray[np.float32]:
+        return _float32(session.run(self.feed(session, scale))[session.outputs[0].name])
 
     def test_probe_proves_what_works_and_names_the_version(self) -> None:
         probe = self.engine.probe(self.accelerator)
@@ -109,7 +110,7 @@ class EngineSuite:
     def test_an_input_that_is_not_contiguous_is_read_right(self) -> None:
         session = self.session()
         strided = np.repeat(PROBE_INPUT, 2, axis=1)[:, ::2]
-        answer = session.run({session.inputs[0].name: strided})[session.outputs[0].name]
+        answer = _float32(session.run({session.inputs[0].name: strided})[session.outputs[0].name])
         np.testing.assert_allclose(answer, PROBE_OUTPUT, atol=1e-5)
 
     @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "folder"])
@@ -166,7 +167,7 @@ class EngineSuite:
         session = self.session()
         self.answer(session)
         session.hand_over()
-        answers: list[Tensor] = []
+        answers: list[NDArray[np.float32]] = []
         _in_thread(lambda: answers.append(self.answer(session)))
         np.testing.assert_allclose(answers[0], PROBE_OUTPUT, atol=1e-5)
         with pytest.raises(EngineError, match="belongs to thread"):
@@ -199,8 +200,12 @@ class EngineSuite:
             self.answer(session)
 
 
-def _in_thread(function: object) -> None:
-    assert callable(function)
+def _float32(tensor: Tensor) -> NDArray[np.float32]:
+    assert tensor.dtype == np.float32
+    return cast("NDArray[np.float32]", tensor)
+
+
+def _in_thread(function: Callable[[], object]) -> None:
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -77,6 +78,7 @@ class Fence:
     def _discard(self) -> None:
         self._discarding = True
         loop: Any = asyncio.get_running_loop()
+        loop.crashes += 1
         context = contextvars.Context()
         context.run(FENCE.set, self)
         context.run(loop.drop, loop.tasks_of(self))
@@ -88,12 +90,14 @@ FENCE: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", de
 
 def discard(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Drops tasks of a fallen node for good, now and in this order (not when the garbage collector likes), without a word."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # nor to hear of what they could not raise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for task in tasks:
             quiet: Any = task
             quiet._log_destroy_pending = False
             _close(task.get_coro())
+    sys.unraisablehook = hook
 
 
 def _close(coroutine: Any) -> None:

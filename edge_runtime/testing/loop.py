@@ -93,8 +93,9 @@ class SimTask(asyncio.Task[Any]):
 
 
 class SimFuture(asyncio.Future[Any]):
-    def __init__(self, *, serial: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, *, serial: int, fence: Fence | None, loop: asyncio.AbstractEventLoop) -> None:
         self.serial = serial
+        self.fence = fence
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
@@ -111,6 +112,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.steps_max = steps_max
         self.trace: deque[tuple[float, str]] = deque(maxlen=TRACE_STEPS)
         self.complaints: list[dict[str, Any]] = []
+        self.crashes = 0
         self._now = 0.0
         self._instant = 0
         self._hash = hashlib.blake2b(digest_size=16)
@@ -177,7 +179,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return task
 
     def create_future(self) -> SimFuture:
-        return SimFuture(serial=next(self._serials), loop=self)
+        return SimFuture(serial=next(self._serials), fence=FENCE.get(), loop=self)
 
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
@@ -209,10 +211,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_soon(callback, *args, context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """What asyncio would log. A dead node has nothing to say."""
+        """What asyncio would log. A dead node has nothing to say (nor does a gather() that may have been its own)."""
         owner = context.get("task") or context.get("future")
-        fence = owner.fence if isinstance(owner, SimTask) else None
-        if fence is None or not fence.fallen:
+        if isinstance(owner, SimTask | SimFuture):
+            dead = owner.fence is not None and owner.fence.fallen
+        else:
+            dead = self.crashes > 0 and owner is not None
+        if not dead:
             self.complaints.append(context)
 
     def _asyncgen_firstiter_hook(self, agen: Any) -> None:

@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import ctypes
 import json
-import os
 import signal
 import struct
 import sys
@@ -30,11 +28,12 @@ from typing import cast
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
+from edge_runtime.testing.parent import die_with_parent
+
 FEATURES = 9
 REGISTERS = 2 * FEATURES + 3
 UNIT_ID = 1
 WRITE_MULTIPLE_REGISTERS = 16
-PR_SET_PDEATHSIG = 1
 
 
 def load(path: Path) -> list[bytes]:
@@ -79,14 +78,6 @@ async def serve(rows: Sequence[bytes], rows_per_s: float, port: int) -> None:
     server.close()
     if not work.cancelled():
         work.result()
-
-
-def die_with_parent() -> None:
-    """The kernel sends SIGTERM when the parent's thread that started us ends (kill -9 included)."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(0)
 
 
 def main() -> None:

@@ -269,9 +269,7 @@ async def failure(call: Awaitable[Receipt]) -> EdgeError:
 
 def covered(receipt: Receipt) -> set[int]:
     """Seqs of all its lanes."""
-    return {
-        n for ranges in receipt.ranges.values() for first, last in intervals.normalise(ranges) for n in range(first, last + 1)
-    }
+    return {n for ranges in receipt.ranges.values() for first, last in ranges for n in range(first, last + 1)}
 
 
 def seqs(kept: Sequence[Kept]) -> list[int]:

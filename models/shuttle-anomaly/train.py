@@ -16,6 +16,7 @@ import csv
 import gzip
 import hashlib
 import itertools
+import json
 import random
 import sys
 from pathlib import Path
@@ -166,7 +167,7 @@ def write(folder: Path, rows: Rows, labels: NDArray[np.int64], mean: Rows, std: 
     for file, precision, engine in plan:
         session = engine.load(folder / file, "cpu")
         entry = describe(folder, file, precision, session)
-        processing = Processing(parse(manifest | {"artefacts": [entry]}, file), session.inputs[0], session.outputs[0])
+        processing = Processing(parse(json.dumps(manifest | {"artefacts": [entry]}), file), session.inputs[0], session.outputs[0])
         threshold = best_threshold(score(session, processing, rows[VALIDATION]), labels[VALIDATION])
         held_out = score(session, processing, rows[HELD_OUT])
         entry |= {"threshold": threshold, "auc": round(auc(held_out, labels[HELD_OUT]), 4)}
@@ -174,7 +175,7 @@ def write(folder: Path, rows: Rows, labels: NDArray[np.int64], mean: Rows, std: 
         artefacts.append(entry)
         print(file, entry["threshold"], entry["auc"], report(held_out > threshold, labels[HELD_OUT]))
     manifest["artefacts"] = artefacts
-    known_answers(folder, parse(manifest, "manifest.yaml"), rows[HELD_OUT], labels[HELD_OUT], scores)
+    known_answers(folder, parse(json.dumps(manifest), "manifest.yaml"), rows[HELD_OUT], labels[HELD_OUT], scores)
     manifest["known_answers"]["sha256"] = sha256(folder / "known-answers.npz")
     text = yaml.safe_dump(manifest, sort_keys=False, default_flow_style=None, width=130, allow_unicode=True)
     (folder / "manifest.yaml").write_text(f"# Written by train.py.\n{text}")
@@ -199,7 +200,7 @@ def template(mean: Rows, std: Rows) -> dict[str, Any]:
         "description": "Finds rows of nine Space Shuttle radiator sensors that do not look like normal operation",
         "card": "card.md",
         "input": {"rows": 1, "points": points},
-        "postprocess": {"kind": "reconstruction_error", "error": "mean_squared", "output": "score"},
+        "postprocess": {"type": "reconstruction_error", "error": "mean_squared", "output": "score"},
         "tolerance": 1e-5,
         "known_answers": {"file": "known-answers.npz", "sha256": "0" * 64},
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from brokers import free_port, mosquitto
+from brokers import free_port, mosquitto, save_now
 
 from edge_runtime.board.system import SystemClock, SystemDice
 from edge_runtime.bus import host
@@ -100,9 +100,9 @@ def test_mosquitto_keeps_a_session_over_a_kill_and_is_started_again(tmp_path: Pa
             other = await BUS.connect(address)
             for each in range(2_000):  # more than mosquitto's default queue
                 await other.publish("t", b"%d" % each, qos=1)
-            await asyncio.sleep(1.5)  # it saves once a second
             child = one._child
             assert child is not None
+            save_now(child.pid, tmp_path / "broker" / "mosquitto.db")
             os.kill(child.pid, signal.SIGKILL)
             with pytest.raises(BrokerError):
                 await other.receive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_runtime.inference import store
 from edge_runtime.inference.engine import PROBE_FILE, EngineError, EngineMissing
 from edge_runtime.inference.engine_tflite import EDGETPU_OP, TfliteEngine
 from edge_runtime.testing.engine_suite import EngineSuite
@@ -23,6 +25,17 @@ class TestTflite(EngineSuite):
 
     def test_the_library_is_the_one_that_this_environment_is_for(self) -> None:
         assert self.engine.probe("cpu").version.startswith(f"{LIBRARY} ")
+
+    def test_a_file_that_was_cut_off_is_refused(self, tmp_path: Path) -> None:
+        if LIBRARY != "tflite-runtime":
+            super().test_a_file_that_was_cut_off_is_refused(tmp_path)
+            return
+        # tflite-runtime checks no file and dies of this one (segmentation fault): the sha256 must stop it before.
+        folder = Path(shutil.copytree(store.find("shuttle-anomaly", []), tmp_path / "copy"))
+        content = (folder / "fp32.tflite").read_bytes()
+        (folder / "fp32.tflite").write_bytes(content[: len(content) // 2])
+        with pytest.raises(EngineError, match=r"fp32\.tflite: is not the file"):
+            store.load(folder)
 
     def test_without_a_coral_the_probe_says_what_is_missing(self) -> None:
         probe = self.engine.probe("edgetpu")

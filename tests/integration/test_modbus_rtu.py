@@ -4,6 +4,7 @@ holds. An RTU answer carries nothing that says which request it answers: most of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,13 @@ def test_a_stalled_unit_never_hands_out_an_old_or_a_foreign_value(tmp_path: Path
         with serial_cable(tmp_path) as cable, libmodbus_rtu(tmp_path, cable.theirs) as device:
             adapter = build(rtu(cable.ours, gap_registers_max=0), [{"name": "a", "address": 7}, {"name": "b", "address": 90}])
             await adapter.open()
-            for stalls in (1, 2, 3):
+            for stalls in (1, 2, 12):
                 device.stall()
-                for _ in range(stalls):
+                with pytest.raises(TimeoutError):
+                    await read(adapter, 0.05)
+                for _ in range(stalls - 1):
                     with pytest.raises(TimeoutError):
-                        await (read(adapter, 0.05) if adapter._ready else reopen(adapter, 0.05))
+                        await reopen(adapter, 0.05)
                 with pytest.raises(LinkLost):
                     await read(adapter)
                 device.go_on()
@@ -77,7 +80,7 @@ def test_a_stalled_unit_never_hands_out_an_old_or_a_foreign_value(tmp_path: Path
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_late_answers_are_never_taken_for_another(seed: int) -> None:
     """Every sixth answer comes late: while the line is kept quiet, while the canary is asked, or long after. The blocks have one
     length, so only the order of things can tell whose an answer is."""
@@ -99,7 +102,7 @@ def test_late_answers_are_never_taken_for_another(seed: int) -> None:
             points = [{"name": f"r{n}", "address": 3 * n} for n in range(4)]
             adapter = build(rtu(port, baudrate=115200, gap_registers_max=0), points)
             await reopen_until_there(adapter, 0.06)
-            for _ in range(60):
+            for _ in range(40):
                 try:
                     values = await read(adapter, timeout_s=0.06)
                     good += 1
@@ -140,29 +143,38 @@ def test_a_timeout_in_the_moment_of_the_answer_is_a_timeout() -> None:
     asyncio.run(main())
 
 
-def test_a_late_exception_is_not_taken_for_the_answer_to_another_request() -> None:
-    """An exception has no length that would tell whose it is."""
-    late = False
+@pytest.mark.parametrize(("refuses_canary", "slow_s"), [(False, 0.004), (False, 0.05), (True, 0.004)])
+def test_a_late_exception_does_not_shift_the_answers_after_it(refuses_canary: bool, slow_s: float) -> None:
+    """An exception has no length that would tell whose it is: here it comes when the canary is asked, and the canary's own answer
+    (which may be an exception too) a moment later."""
+    stalls, open_answers = False, 0
 
     def reply(request: bytes) -> list[tuple[float, bytes]]:
+        nonlocal open_answers
         _, address, count = asked(request)
-        if late and address == 30:
-            return [(0.05, exception_answer(request, 4))]
-        return [(0.0, registers_answer(request, [address] * count))]
+        if stalls and address == 30:
+            open_answers += 1
+            return []
+        refused = refuses_canary and count > 1
+        answers = [(0.0, exception_answer(request, 4))] * open_answers
+        open_answers = 0
+        mine = exception_answer(request, 2) if refused else registers_answer(request, [address] * count)
+        return [*answers, (slow_s if count > 1 else 0.0, mine)]
 
     async def main() -> None:
-        nonlocal late
+        nonlocal stalls
         with scripted_serial(reply) as port:
             points = [{"name": f"r{n}", "address": n} for n in (10, 20, 30)]
-            adapter = build(rtu(port, gap_registers_max=0), points)
+            adapter = build(rtu(port, gap_registers_max=0, quiet_s=0.03), points)
             await adapter.open()
-            for _ in range(5):
-                late = True
+            for _ in range(3):
+                stalls = True
                 with pytest.raises(TimeoutError):
-                    await read(adapter, timeout_s=0.04)
-                late = False
-                await reopen_until_there(adapter)
-                assert await read(adapter) == {"r10": 10, "r20": 20, "r30": 30}
+                    await read(adapter, timeout_s=0.1)
+                stalls = False
+                await reopen(adapter)
+                for _ in range(3):
+                    assert await read(adapter) == {"r10": 10, "r20": 20, "r30": 30}
             await adapter.close()
 
     asyncio.run(main())
@@ -277,6 +289,19 @@ def test_an_absent_serial_port_is_said_at_once(tmp_path: Path) -> None:
         with pytest.raises(LinkLost, match=r"cannot open .*ttyUSB9"):
             await adapter.open()
         await adapter.close()
+
+    asyncio.run(main())
+
+
+def test_settings_that_the_port_does_not_know_are_no_foreign_error() -> None:
+    """A pty has no parity: where the system says so, it says it with termios.error, which is no OSError."""
+
+    async def main() -> None:
+        with scripted_serial(lambda request: [(0.0, registers_answer(request, [1] * asked(request)[2]))]) as port:
+            adapter = build(rtu(port, parity="even"), [{"name": "a", "address": 0}])
+            with contextlib.suppress(LinkLost):
+                await adapter.open()
+            await adapter.close()
 
     asyncio.run(main())
 

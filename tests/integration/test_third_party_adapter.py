@@ -91,7 +91,7 @@ def test_its_text_and_sample_come_from_its_models(installed: Path) -> None:
     shown = _edge_runtime(installed, "adapters", "weather").stdout
     assert "It speaks the line protocol of 1987." in shown
     assert 'port: "/dev/ttyUSB0"' in shown
-    assert "# Bits per second\n      # speed: 9600\n" in shown
+    assert "# Bits per second\n      #speed: 9600\n" in shown
 
 
 def test_its_sample_is_a_valid_configuration(installed: Path, tmp_path: Path) -> None:

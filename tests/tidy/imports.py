@@ -58,7 +58,7 @@ LEVELS: dict[str, int] = {
 """Rooms of edge_runtime: each imports only rooms of a lower number, and itself."""
 
 ONLY: dict[str, tuple[str, ...]] = {
-    "receiver": ("outbox", "bus", "config", "document", "ports", "records"),
+    "receiver": ("outbox", "bus", "address", "ports", "records"),
 }
 """Rooms that stand further apart than their level says: the receiver is the cloud's end, it knows no gateway."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_runtime import config
-from edge_runtime.adapter import Sample
+from edge_runtime.adapter import Exhausted, Sample
 from edge_runtime.sources import handover
 from edge_runtime.sources.supervisor import Source
 from edge_runtime.testing.adapter import Faulty, FaultyPush, Step, build
@@ -127,6 +127,28 @@ def test_stop_hands_on_and_acknowledges_what_was_read() -> None:
         assert adapter.acknowledged == journal.numbers == numbers(adapter.number)
         assert adapter.calls[-1][1] == "close"
         assert journal.lost == []
+
+    run(scenario, seed=1)
+
+
+def test_a_source_that_ends_before_anything_was_taken() -> None:
+    class Hasty(Checked):
+        """Never waits."""
+
+        async def read(self) -> Sequence[Sample]:
+            self.number += 1
+            if self.number > 3:
+                raise Exhausted
+            return [self._sample(self.number, Step.GOOD, str(self.number))]
+
+    async def scenario() -> None:
+        journal = Journal()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        adapter = build(Hasty, clock=VirtualClock(loop), dice=SeededDice(loop.rng("d")))
+        adapter.journal = journal
+        await Source(adapter, config.Device(adapter="faulty", points=[{"name": "a"}]), journal.accept).run()
+        assert adapter.acknowledged == journal.numbers == numbers(3)
 
     run(scenario, seed=1)
 

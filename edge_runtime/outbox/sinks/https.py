@@ -135,7 +135,9 @@ class HttpsSink:
                 hint = "does the receiver speak TLS? If not, `url` begins with http://"
             case socket.gaierror():
                 hint = "is the name in `url` right, and is the name server reachable?"
-            case http.client.BadStatusLine() if not isinstance(error, http.client.RemoteDisconnected):
+            case http.client.RemoteDisconnected():
+                hint = "is the receiver running? Does it want https?"
+            case http.client.BadStatusLine():
                 hint = "does something else listen there, or does it want https?"
             case _:
                 hint = "is the receiver running, and reachable from here?"
@@ -204,7 +206,7 @@ class HttpsSink:
     def _connect(self) -> http.client.HTTPConnection:
         if not self._tls:
             return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        context = ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file else None)
+        context = _trust(self._ca_file)
         return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=context)
 
     def _drop(self) -> None:
@@ -218,6 +220,13 @@ def _token(file: Path) -> str:
         return file.read_text().strip()
     except OSError as error:
         raise SinkError(f"token_file {file}: {error.strerror}", "make it readable for the gateway") from None
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise SinkError(f"ca_file {ca_file}: {error.strerror or error}", "a readable file with a certificate (PEM)") from None
 
 
 def _shown(body: bytes) -> str:

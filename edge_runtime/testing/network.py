@@ -1,0 +1,247 @@
+"""MQTT in the simulator: a broker, and connections to it that are slow, break, and are cut off. Everything drawn from the seed.
+
+    broker = FakeBroker(loop, queued_max=100)
+    bus = broker.bus(fence)                  # ports.Bus of one node; when its fence falls, the broker sees its sockets close
+    broker.kill(); broker.start()            # kill -9 of the broker; sessions and retained messages survive if it is `persistent`
+    broker.drop("press-1")                   # its connections break; what was on the way, either way, is lost
+    broker.cut("press-1"); broker.heal("press-1")       # nothing comes through; who notices, notices by keepalive
+
+It does what mosquitto does where that hurts: of QoS 1 at most `inflight_max` messages are unacknowledged and `queued_max` wait,
+what comes beyond that is dropped without a word (`dropped` counts) although its publisher gets a PUBACK; after a reconnect
+what was not acknowledged comes again, as a duplicate, and message ids start again at 1. BusSuite runs over both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edge_runtime.ports import Address
+from edge_runtime.testing.connection import FakeBus, FakeConnection, Stored
+from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.loop import VirtualLoop
+
+
+def matches(topic: str, pattern: str) -> bool:
+    """MQTT 3.1.1, 4.7: `+` one level, `#` this level and all below; wildcards do not open a $-topic."""
+    if topic.startswith("$") and pattern[:1] in "+#":
+        return False
+    levels, wanted = topic.split("/"), pattern.split("/")
+    if wanted[-1] == "#":
+        wanted.pop()
+        levels = levels[: len(wanted)] if len(levels) >= len(wanted) else levels
+    return len(levels) == len(wanted) and all(want in ("+", level) for level, want in zip(levels, wanted, strict=True))
+
+
+@dataclass
+class Session:
+    """What the broker keeps of a client."""
+
+    client_id: str
+    kept: bool
+    filters: dict[str, int] = field(default_factory=dict)
+    waiting: deque[Stored] = field(default_factory=deque)
+    inflight: dict[int, Stored] = field(default_factory=dict)
+    connection: FakeConnection | None = None
+    mids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def attach(self, connection: FakeConnection) -> None:
+        self.connection = connection
+        self.detached()
+        self.mids = itertools.count(1)
+
+    def detached(self) -> None:
+        """What was in flight is sent again, first."""
+        self.waiting.extendleft(reversed(self.inflight.values()))
+        self.inflight.clear()
+
+    def pump(self, inflight_max: int) -> None:
+        while self.connection is not None and self.waiting and len(self.inflight) < inflight_max:
+            stored, mid = self.waiting.popleft(), next(self.mids)
+            self.inflight[mid] = replace(stored, sent=True)
+            self.connection.down.send(self.connection.deliver, stored, mid)
+
+
+class FakeBroker:
+    """The broker, and the network around it. See the module's text."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        *,
+        delay_s: tuple[float, float] = (0.0002, 0.005),
+        queued_max: int = 1_000,
+        inflight_max: int = 20,
+        persistent: bool = True,
+        lifetime_s: float | None = None,
+        refuse: Callable[[Address], str] = lambda _: "",
+    ) -> None:
+        """`lifetime_s`: a connection breaks by itself after so long, on average. `refuse` says why an address is refused."""
+        self.loop = loop
+        self.running = True
+        self.dropped = 0
+        self.cut_off: dict[str, float] = {}
+        self.retained: dict[str, Stored] = {}
+        self.queued_max = queued_max
+        self.inflight_max = inflight_max
+        self.rng: random.Random = loop.rng("broker")
+        self._delay_s = delay_s
+        self._persistent = persistent
+        self._lifetime_s = lifetime_s
+        self._refuse = refuse
+        self._sessions: dict[str, Session] = {}
+        self._held: dict[str, list[Callable[[], None]]] = {}
+        self._connections: dict[int, FakeConnection] = {}
+        self.generations = itertools.count(1)
+
+    # --- for the harness ---------------------------------------------------------------------------------------------
+
+    def bus(self, fence: Fence | None = None) -> FakeBus:
+        return FakeBus(self, fence or Fence("harness"))
+
+    def kill(self) -> None:
+        """Its sockets close at once; no wills are sent."""
+        self.running = False
+        for connection in list(self._connections.values()):
+            self._forget(connection)
+            connection.up.lose()
+            connection.down.send(connection.lose, "the broker closed the connection")
+        if not self._persistent:
+            self._sessions.clear()
+            self.retained.clear()
+
+    def start(self) -> None:
+        self.running = True
+
+    def drop(self, node: str) -> None:
+        for connection in [each for each in self._connections.values() if each.node == node]:
+            self.sever(connection)
+
+    def sever(self, connection: FakeConnection) -> None:
+        """The connection breaks without a DISCONNECT."""
+        connection.up.lose()
+        connection.down.lose()
+        connection.lose("the connection broke")
+        self.on_lost(connection)
+
+    def cut(self, node: str) -> None:
+        """Nothing comes through, and nobody is told. The node notices first, then the broker (1.5 times keepalive)."""
+        since = self.cut_off.setdefault(node, self.loop.time())
+        for connection in [each for each in self._connections.values() if each.node == node]:
+            self.loop.outside(1.25 * connection.keepalive_s, self._silent, connection, since, connection.give_up)
+            self.loop.outside(1.5 * connection.keepalive_s, self._silent, connection, since, self.on_lost, connection)
+
+    def heal(self, node: str) -> None:
+        if self.cut_off.pop(node, None) is None:
+            return
+        for arrive in self._held.pop(node, []):
+            arrive()
+
+    # --- for connections: what arrives at the broker -----------------------------------------------------------------
+
+    def delay(self) -> float:
+        return self.rng.uniform(*self._delay_s)
+
+    def hold(self, node: str, arrive: Callable[[], None]) -> None:
+        """A packet would arrive, but the node is cut off."""
+        self._held.setdefault(node, []).append(arrive)
+
+    def open(self, connection: FakeConnection, address: Address) -> None:
+        reason = "connection refused" if not self.running else self._refuse(address)
+        if reason:
+            connection.down.send(connection.lose, reason)
+            return
+        client_id = address.client_id or f"auto-{connection.generation}"
+        session = self._sessions.get(client_id)
+        if session is not None and session.connection is not None:
+            old = session.connection
+            self.on_lost(old)
+            old.down.send(old.lose, "the broker closed the connection")
+            session = self._sessions.get(client_id)
+        present = session is not None and session.kept and not address.clean
+        if session is None or not present:
+            session = self._sessions[client_id] = Session(client_id, kept=not address.clean)
+        self._connections[connection.generation] = connection
+        connection.session = session
+        session.attach(connection)
+        connection.down.send(connection.accept, present)
+        session.pump(self.inflight_max)
+        if self._lifetime_s is not None:
+            self.loop.outside(self.rng.expovariate(1 / self._lifetime_s), self._worn_out, connection)
+
+    def on_publish(self, connection: FakeConnection, stored: Stored, mid: int) -> None:
+        if connection.session is None:
+            return
+        if stored.qos:
+            connection.down.send(connection.on_puback, mid)
+        self._route(stored)
+
+    def on_subscribe(self, connection: FakeConnection, filters: tuple[str, ...], qos: int, answer: int) -> None:
+        session = connection.session
+        if session is None:
+            return
+        session.filters.update(dict.fromkeys(filters, qos))
+        connection.down.send(connection.on_suback, answer)
+        for pattern in filters:
+            for stored in self.retained.values():
+                if matches(stored.topic, pattern):
+                    self._offer(session, replace(stored, qos=min(stored.qos, qos)))
+
+    def on_puback(self, connection: FakeConnection, mid: int) -> None:
+        if connection.session is not None:
+            connection.session.inflight.pop(mid, None)
+            connection.session.pump(self.inflight_max)
+
+    def on_disconnect(self, connection: FakeConnection) -> None:
+        self._forget(connection)
+        connection.down.send(connection.closed.set)
+
+    def on_lost(self, connection: FakeConnection) -> None:
+        """The socket broke, or keepalive ran out: the will is sent."""
+        if connection.session is not None:
+            self._forget(connection)
+            if connection.will is not None:
+                self._route(Stored(connection.will.topic, connection.will.payload, connection.will.qos, connection.will.retain))
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _route(self, stored: Stored) -> None:
+        if stored.retain and stored.payload:
+            self.retained[stored.topic] = stored
+        elif stored.retain:
+            self.retained.pop(stored.topic, None)
+        for session in list(self._sessions.values()):
+            granted = [qos for pattern, qos in session.filters.items() if matches(stored.topic, pattern)]
+            if granted:
+                self._offer(session, replace(stored, retain=False, qos=min(stored.qos, max(granted))))
+
+    def _offer(self, session: Session, stored: Stored) -> None:
+        if stored.qos == 0:
+            if session.connection is not None:
+                session.connection.down.send(session.connection.deliver, stored, 0)
+        elif len(session.waiting) >= self.queued_max:
+            self.dropped += 1
+        else:
+            session.waiting.append(stored)
+            session.pump(self.inflight_max)
+
+    def _forget(self, connection: FakeConnection) -> None:
+        session, connection.session = connection.session, None
+        self._connections.pop(connection.generation, None)
+        if session is not None:
+            session.connection = None
+            session.detached()
+            if not session.kept:
+                self._sessions.pop(session.client_id, None)
+
+    def _silent(self, connection: FakeConnection, since: float, then: Callable[..., object], *args: Any) -> None:
+        if self.cut_off.get(connection.node) == since:
+            then(*args)
+
+    def _worn_out(self, connection: FakeConnection) -> None:
+        if connection.generation in self._connections:
+            self.sever(connection)

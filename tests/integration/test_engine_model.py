@@ -1,0 +1,392 @@
+"""open_model and Model.infer on real engines, with the faults that accelerators have."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from edge_runtime.board.system import SystemClock, ThreadWorker
+from edge_runtime.inference import store
+from edge_runtime.inference.engine import Engine, EngineError
+from edge_runtime.inference.engine_openvino import OpenvinoEngine
+from edge_runtime.inference.engine_tflite import TfliteEngine
+from edge_runtime.inference.model import Model, Stuck, open_model
+from edge_runtime.inference.store import KnownAnswers
+from edge_runtime.testing.engine import FaultyEngine
+
+THREADS = "engine-test"
+NAME = "shuttle-anomaly"
+
+
+@pytest.fixture
+def known() -> KnownAnswers:
+    return store.load(store.find(NAME, [])).known
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(store.find(NAME, []), tmp_path / NAME))
+
+
+async def opened(
+    engine: str = "auto",
+    accelerator: str = "cpu",
+    *,
+    reference: str = NAME,
+    available: Sequence[Engine] | None = None,
+    infer_s_max: float = 5.0,
+    attempt_s_max: float = 30.0,
+) -> Model:
+    return await open_model(
+        reference,
+        [],
+        engine,
+        accelerator,
+        lambda: ThreadWorker(THREADS),
+        SystemClock(),
+        available=available,
+        infer_s_max=infer_s_max,
+        attempt_s_max=attempt_s_max,
+    )
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    data = yaml.safe_load((folder / store.MANIFEST).read_text())
+    change(data)
+    (folder / store.MANIFEST).write_text(yaml.safe_dump(data))
+
+
+async def decisions(model: Model, known: KnownAnswers) -> list[int]:
+    assert model.threshold is not None
+    return [int((await model.infer(window)).outputs["score"] > model.threshold) for window in known.windows]
+
+
+@pytest.mark.parametrize(("engine", "executed_on"), [("auto", ""), ("tflite", "tflite:cpu"), ("openvino", "openvino:CPU")])
+def test_it_opens_and_decides_the_known_answers(known: KnownAnswers, engine: str, executed_on: str) -> None:
+    async def test() -> None:
+        model = await opened(engine)
+        assert (model.name, model.rows, model.points) == (NAME, 1, tuple(f"f{n}" for n in range(1, 10)))
+        assert executed_on in model.executed_on
+        assert await decisions(model, known) == known.decisions.tolist()
+        inference = await model.infer(known.windows[0])
+        assert (inference.executed_on, inference.artefact) == (model.executed_on, model.artefact)
+        model.close()
+
+    run(test)
+
+
+def test_auto_tries_every_artefact_with_every_engine_and_keeps_the_times() -> None:
+    async def test() -> None:
+        model = await opened()
+        tried = {(trial.file, trial.engine) for trial in model.trials}
+        wanted = {("fp32.tflite", "tflite"), ("int8.tflite", "tflite"), ("fp32.xml", "openvino"), ("int8.xml", "openvino")}
+        assert wanted | {("fp32.tflite", "openvino"), ("int8.tflite", "openvino")} == tried
+        assert all(trial.works and 0 < trial.p50_ns <= trial.p99_ns for trial in model.trials), model.trials
+        taken = next(trial for trial in model.trials if trial.executed_on == model.executed_on and trial.file == model.file)
+        same = [trial.p50_ns for trial in model.trials if trial.precision == taken.precision]
+        assert taken.p50_ns == min(same)
+        model.close()
+
+    run(test)
+
+
+def test_each_artefact_brings_its_own_threshold(folder: Path) -> None:
+    async def test() -> None:
+        for keep in ("fp32.tflite", "int8.tflite"):
+            shutil.copytree(store.find(NAME, []), folder, dirs_exist_ok=True)
+            edit(folder, lambda data, keep=keep: data.update(artefacts=[a for a in data["artefacts"] if a["file"] == keep]))
+            manifest = store.read_manifest(folder)
+            model = await opened("tflite", reference=str(folder))
+            assert (model.file, model.threshold) == (keep, manifest.artefacts[0].threshold)
+            assert model.artefact == manifest.artefacts[0].sha256
+            model.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("engine", "accelerator", "words"),
+    [("onnx", "cpu", "unknown engine 'onnx'"), ("auto", "gpx", "unknown accelerator 'gpx'")],
+)
+def test_an_unknown_engine_or_accelerator_is_refused(engine: str, accelerator: str, words: str) -> None:
+    async def test() -> None:
+        with pytest.raises(EngineError, match=words):
+            await opened(engine, accelerator)
+
+    run(test)
+
+
+def test_a_window_of_another_shape_is_refused_and_harms_nothing(known: KnownAnswers) -> None:
+    async def test() -> None:
+        model = await opened("tflite")
+        before = await model.infer(known.windows[0])
+        with pytest.raises(EngineError, match=r"model shuttle-anomaly wants a window of 1 x 9 float64 .*got 64 x 9"):
+            await model.infer(np.zeros((64, 9)))
+        assert await model.infer(known.windows[0]) == before
+        model.close()
+
+    run(test)
+
+
+def test_a_file_that_is_not_the_one_of_the_manifest_is_refused(folder: Path) -> None:
+    async def test() -> None:
+        with (folder / "fp32.tflite").open("ab") as file:
+            file.write(b"!")
+        with pytest.raises(EngineError, match="is not the file that manifest"):
+            await opened(reference=str(folder))
+
+    run(test)
+
+
+def test_a_model_that_has_another_shape_than_its_manifest_is_refused_with_the_reason(folder: Path) -> None:
+    def swap(data: dict[str, Any]) -> None:
+        for artefact in data["artefacts"]:
+            artefact["input"]["shape"] = [1, 3, 3]
+
+    async def test() -> None:
+        edit(folder, swap)
+        with pytest.raises(EngineError, match="nothing computes it here") as caught:
+            await opened(reference=str(folder))
+        for file in ("fp32.tflite", "int8.tflite", "fp32.xml", "int8.xml"):
+            assert f"{file}: its input is" in caught.value.cause
+        assert "the manifest says float32[1, 3, 3]" in caught.value.cause
+
+    run(test)
+
+
+def test_a_model_that_computes_something_else_fails_its_known_answers(folder: Path) -> None:
+    # The right shape, a valid sha256, the wrong scaling: only running it shows that.
+    async def test() -> None:
+        edit(folder, lambda data: data["input"]["points"][0].update(mean=0.0))
+        with pytest.raises(EngineError, match="known answer 0 is off by"):
+            await opened("tflite", reference=str(folder))
+
+    run(test)
+
+
+def test_a_refused_accelerator_and_one_that_computes_wrong_are_passed_over(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "edgetpu", "npu", "gpu")
+        faulty.faults["edgetpu"].refuse = "the stick was pulled out"
+        faulty.faults["npu"].off = 100
+        faulty.faults["gpu"].fail = "out of memory"
+        model = await opened(accelerator="edgetpu", available=[faulty, TfliteEngine()])
+        assert model.executed_on == "tflite:cpu"
+        reasons = {(trial.accelerator, trial.file): trial.reason for trial in model.trials if not trial.works}
+        assert "pulled out" in reasons["edgetpu", "fp32.xml"]
+        assert "is off by 100" in reasons["npu", "fp32.tflite"]
+        assert "out of memory" in reasons["gpu", "fp32.tflite"]
+        assert await decisions(model, known) == known.decisions.tolist()
+        model.close()
+
+    run(test)
+
+
+def test_the_first_accelerator_that_is_right_is_taken_and_never_runs_inline(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        model = await opened(accelerator="edgetpu", available=[faulty, TfliteEngine()])
+        assert model.executed_on == "faulty:npu"
+        assert not model.inline
+        answers = await asyncio.gather(*(model.infer(window) for window in known.windows))
+        assert [int(a.outputs["score"] > (model.threshold or 0)) for a in answers] == known.decisions.tolist()
+        model.close()
+
+    run(test)
+
+
+def test_a_stuck_accelerator_is_left_behind_and_the_next_window_goes_to_the_next_in_the_chain(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=0.2, attempt_s_max=0.5)
+        before = await model.infer(known.windows[0])
+        faulty.faults["npu"].stuck = True
+        stuck = asyncio.create_task(model.infer(known.windows[0]))
+        await asyncio.to_thread(faulty.entered.wait)  # the loop goes on while the accelerator hangs
+        with pytest.raises(Stuck, match="on faulty:npu did not answer within") as caught:
+            await stuck
+        assert caught.value.hint
+        after = await model.infer(known.windows[0])
+        assert model.executed_on == after.executed_on == "tflite:cpu"
+        assert after.outputs == before.outputs
+        assert any("did not answer" in trial.reason for trial in model.trials)
+        model.close()
+        faulty.release()
+
+    run(test)
+    _no_thread_is_left()
+
+
+def test_an_accelerator_that_hangs_while_it_is_tried_is_passed_over() -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty.faults["npu"].stuck = True
+        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], attempt_s_max=0.3)
+        assert model.executed_on == "tflite:cpu"
+        assert faulty.loads == 1  # not every artefact in turn on what hangs
+        model.close()
+        faulty.release()
+
+    run(test)
+    _no_thread_is_left()
+
+
+def test_closing_while_the_accelerator_hangs_does_not_wait_for_it(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        model = await opened(accelerator="npu", available=[faulty], infer_s_max=60)
+        faulty.faults["npu"].stuck = True
+        hanging = asyncio.create_task(model.infer(known.windows[0]))
+        await asyncio.to_thread(faulty.entered.wait)
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        model.close()
+        faulty.release()
+
+    run(test)
+    _no_thread_is_left()
+
+
+def test_an_accelerator_that_hung_once_is_used_again_when_it_is_well(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=0.2)
+        faulty.faults["npu"].stuck = True
+        with pytest.raises(Stuck):
+            await model.infer(known.windows[0])
+        faulty.faults["npu"].stuck = False
+        assert (await model.infer(known.windows[0])).executed_on == "faulty:npu"
+        model.close()
+        faulty.release()
+
+    run(test)
+    _no_thread_is_left()
+
+
+def test_an_error_of_the_engine_is_told_and_the_session_stays(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        model = await opened(accelerator="npu", available=[faulty])
+        loads = faulty.loads
+        faulty.faults["npu"].fail = "bus error"
+        with pytest.raises(EngineError, match="bus error"):
+            await model.infer(known.windows[0])
+        faulty.faults["npu"].fail = ""
+        await model.infer(known.windows[0])
+        assert faulty.loads == loads
+        model.close()
+
+    run(test)
+
+
+def test_a_cancelled_window_does_not_disturb_the_next(known: KnownAnswers) -> None:
+    async def test() -> None:
+        faulty = FaultyEngine(TfliteEngine(), "npu")
+        model = await opened(accelerator="npu", available=[faulty])
+        wanted = await model.infer(known.windows[-1])
+        for _ in range(50):
+            task = asyncio.create_task(model.infer(known.windows[0]))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            assert await model.infer(known.windows[-1]) == wanted
+            assert task.cancelled() or task.done()
+        model.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "npu"])
+def test_a_closed_model_says_so(known: KnownAnswers, accelerator: str) -> None:
+    async def test() -> None:
+        model = await opened(accelerator=accelerator, available=[FaultyEngine(TfliteEngine(), "npu"), TfliteEngine()])
+        await model.infer(known.windows[0])
+        model.close()
+        model.close()
+        with pytest.raises(EngineError, match="is closed"):
+            await model.infer(known.windows[0])
+
+    run(test)
+    _no_thread_is_left()
+
+
+def test_a_model_that_runs_inline_leaves_no_thread_behind() -> None:
+    async def test() -> None:
+        model = await opened("tflite")
+        if model.inline:
+            _no_thread_is_left()
+        model.close()
+
+    run(test)
+
+
+def test_a_model_without_an_artefact_for_the_engine_says_which_there_are(folder: Path) -> None:
+    async def test() -> None:
+        edit(folder, lambda data: data.update(artefacts=[a for a in data["artefacts"] if a["file"].endswith(".xml")]))
+        with pytest.raises(EngineError, match=r"no artefact for this engine \(\.tflite\), only fp32\.xml, int8\.xml"):
+            await opened("tflite", reference=str(folder))
+
+    run(test)
+
+
+WITHOUT_ENGINES = """
+import asyncio, sys
+for name in ("ai_edge_litert", "tflite_runtime", "openvino"):
+    sys.modules[name] = None
+from edge_runtime.board.system import SystemClock, ThreadWorker
+from edge_runtime.inference.engine import EngineMissing
+from edge_runtime.inference.model import open_model
+try:
+    asyncio.run(open_model("shuttle-anomaly", [], sys.argv[1], "cpu", lambda: ThreadWorker("w"), SystemClock()))
+except EngineMissing as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("engine", ["auto", "tflite", "openvino"])
+def test_without_any_engine_the_hint_says_what_to_install(engine: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ENGINES, engine], capture_output=True, text=True, timeout=60, check=True)
+    assert "is installed" in done.stdout or "not installed" in done.stdout
+    extra = "openvino" if engine == "openvino" else "litert"
+    assert f"pip install 'edge-runtime[{extra}]'" in done.stdout
+
+
+def test_nothing_outside_is_imported_before_a_model_is_opened() -> None:
+    code = "import sys, edge_runtime.inference.model; print([m for m in ('ai_edge_litert', 'openvino') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_openvino_is_found_by_name_only() -> None:
+    async def test() -> None:
+        model = await opened("openvino", "npu", available=[OpenvinoEngine()])
+        assert model.executed_on in ("openvino:CPU", "openvino:NPU", "openvino:GPU")
+        if model.executed_on == "openvino:CPU":
+            assert any("sees no NPU" in trial.reason for trial in model.trials)
+        model.close()
+
+    run(test)
+
+
+def _no_thread_is_left() -> None:
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS):
+            thread.join(10)
+            assert not thread.is_alive(), thread
