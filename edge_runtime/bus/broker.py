@@ -32,6 +32,8 @@ CLOSE_S_MAX = 1.0
 
 TICKS = 4
 """Of the keepalive timer, a keepalive period."""
+NEVER_S = 2**31
+"""keepalive_s = 0: neither side asks."""
 TICKS_QUIET = 2
 """Ticks without a byte, in or out, after which the broker is asked (PINGREQ)."""
 TICKS_DEAD = 6
@@ -102,7 +104,7 @@ class PahoConnection:
         self._subscribed: dict[int, asyncio.Future[list[Any]]] = {}
         self._silent = self._quiet = 0
         self._client = self._build(address, will)
-        self._tick_s = address.keepalive_s / TICKS
+        self._tick_s = (address.keepalive_s or NEVER_S) / TICKS
         self._timer = self._loop.call_later(self._tick_s, self._tick)
         line.on_data, line.on_room = self._read, self._write
         line.resume()

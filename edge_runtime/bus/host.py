@@ -12,6 +12,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import ipaddress
+import logging
 import os
 import shutil
 import signal
@@ -202,6 +203,7 @@ def serve(host: str, port: str) -> None:
     """In the child: the embedded broker, until it is killed."""
     import iotcore
 
+    logging.disable(logging.CRITICAL)  # it logs an "error" for every packet; what stops it is an exception
     iotcore.Broker(port=int(port), listen=host, max_payload_size=MESSAGE_BYTES_MAX).run_forever()
 
 

@@ -118,7 +118,7 @@ class Wire:
         """Sends what is left, waits until the other side has closed too, then closes. Closing a socket at once while bytes
         stand unread in it sends a RST, which can overtake our last acknowledgements and the DISCONNECT."""
         self.pause()
-        with contextlib.suppress(TimeoutError, OSError):
+        try:
             async with asyncio.timeout(timeout_s):
                 while self._out:
                     self._sent.clear()
@@ -128,7 +128,10 @@ class Wire:
                     await _readable(self._sock)
                     self._fill()
                     self._in = b""
-        self.drop()
+        except (TimeoutError, OSError) as error:
+            self.ended = self.ended or describe(error)
+        finally:
+            self.drop()
 
     # --- what the event loop calls
 

@@ -152,8 +152,7 @@ class Door:
                     return await self._receiver.statistics()
             case "GET", "/healthz":
                 with _unavailable():
-                    if self._receiver.trouble is not None:
-                        raise self._receiver.trouble
+                    await self._receiver.check()
                 return Failure("ok")
             case _, "/v1/batch" | "/v1/hello" | "/v1/statistics" | "/healthz":
                 raise _Bad(405, Failure(f"{request.method} is not for {request.path}", "see docs/receiver.md"))

@@ -93,6 +93,11 @@ class Ledger:
         ranges = [(epoch, lane, tuple(each)) for (epoch, lane), each in lanes.items()]
         return messages.receipt(self.name, hello.gateway, ranges, found)
 
+    def probe(self) -> None:
+        """Writes what is there already, synced. Raises LedgerError while that does not work."""
+        with _explained(self.path), self._transaction():
+            self._database.execute(f"PRAGMA user_version = {LAYOUT}")
+
     def close(self) -> None:
         self._database.close()
 

@@ -75,7 +75,10 @@ class Door:
                 group = [await inbox.get()]
                 while not inbox.empty():
                     group.append(inbox.get_nowait())
-                await asyncio.gather(*(self._answer(connection, each) for each in group if isinstance(each, Message)))
+                answering = (self._answer(connection, each) for each in group if isinstance(each, Message))
+                outcomes = await asyncio.gather(*answering, return_exceptions=True)
+                for failed in (outcome for outcome in outcomes if outcome is not None):
+                    raise failed
                 for each in group:
                     if isinstance(each, BrokerError):
                         raise each

@@ -28,8 +28,7 @@ class Receiver:
     def __init__(self, name: str, writer: Worker, reader: Worker) -> None:
         """`writer` and `reader` are threads: counting a large file must not hold up the commits."""
         self.name = name
-        self.trouble: LedgerError | None = None
-        """Why the last commit failed; None while all is well."""
+        self._trouble: LedgerError | None = None
         self._writer = writer
         self._reader = reader
         self._ledger: Ledger | None = None
@@ -53,6 +52,13 @@ class Receiver:
         """Raises LedgerError."""
         return await self._reader.run(ledger.statistics, self._open_ledger().path)
 
+    async def check(self) -> None:
+        """Raises LedgerError while the disk takes nothing. After a failed commit it tries: a balancer that sends nobody here
+        while we call ourselves ill would keep us ill for ever."""
+        if self._trouble is not None:
+            await self._writer.run(self._open_ledger().probe)
+            self._trouble = None
+
     async def run(self) -> None:
         """The commit loop."""
         while True:
@@ -62,7 +68,7 @@ class Receiver:
             try:
                 receipts = await self._writer.run(self._open_ledger().take, [batch for batch, _ in group])
             except LedgerError as error:
-                self.trouble = error
+                self._trouble = error
                 for _, answer in group:
                     _settle(answer, LedgerError(error.cause, error.hint))
                 continue
@@ -70,7 +76,7 @@ class Receiver:
                 for _, answer in group:
                     answer.cancel()
                 raise
-            self.trouble = None
+            self._trouble = None
             for (_, answer), receipt in zip(group, receipts, strict=True):
                 _settle(answer, receipt)
 

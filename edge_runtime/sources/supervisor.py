@@ -100,7 +100,7 @@ class Source:
         self._device = device
         self._accept = accept
         self._lost = lost or accept
-        self._name, self._line, self._clock, self._dice = context.device, context.line, context.clock, context.dice
+        self._name, self._line, self._clock = context.device, context.line, context.clock
         self._log = context.log.bind(device=context.device)
         self._points = tuple(point.name for point in context.points)
         self._decode = Decoder(context.points)
@@ -276,9 +276,7 @@ class Source:
     # --- waiting, and being interrupted ------------------------------------------------------------------------------
 
     async def _pause(self, delay_s: float) -> None:
-        """Sleeps; `stop` ends it with _Interrupted."""
-        if delay_s <= 0:
-            return
+        """Sleeps (lets others run, at least); `stop` ends it with _Interrupted."""
         try:
             async with self._interruptible():
                 await asyncio.sleep(delay_s)
@@ -299,7 +297,7 @@ class Source:
         """Ends the wait or the call that is under way, or the next one; a batch on its way to `accept` is left alone."""
         if not isinstance(self._interruption, _Interrupted):  # being stopped goes before a failure
             self._interruption = reason
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():  # an adapter may take its time to end
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     # --- transitions -------------------------------------------------------------------------------------------------

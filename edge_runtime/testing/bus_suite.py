@@ -134,9 +134,9 @@ class BusSuite:
             assert not one.session_present
             await one.subscribe("t")
             await one.close()
+            await other.publish("t", b"not kept", qos=0)
             for n in range(30):
                 await other.publish("t", b"%d" % n, qos=1)
-            await other.publish("t", b"not kept", qos=0)
             one = await broker.bus.connect(kept)
             assert one.session_present
             await asyncio.sleep(QUIET_S)  # what comes right at CONNACK waits until somebody asks
@@ -189,12 +189,12 @@ class BusSuite:
                 await other.publish("t", b"%d" % n, qos=1)
             got = await take(one, INFLIGHT_MAX)
             await nothing_comes(one)
-            one.acknowledge(got[0])
-            got += await take(one, 1)
-            await nothing_comes(one)
-            while len(got) < 50:
-                one.acknowledge(got[len(got) - INFLIGHT_MAX])
-                got += await take(one, 1)
+            for n in range(50 - INFLIGHT_MAX):
+                # At least one more for each; mosquitto 2.0.11 hands out a whole window more.
+                one.acknowledge(got[n])
+                if len(got) <= INFLIGHT_MAX + n:
+                    got += await take(one, 1)
+            got += await take(one, 50 - len(got))
             assert payloads(got) == [b"%d" % n for n in range(50)]
             await close(one, other)
 

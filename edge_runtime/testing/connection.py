@@ -41,13 +41,10 @@ class Way:
         self._broker = broker
         self._node = node
         self._packets: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._last_s = 0.0
 
     def send(self, callback: Callable[..., object], *args: Any) -> None:
-        loop = self._broker.loop
-        self._last_s = max(self._last_s, loop.time() + self._broker.delay())
         self._packets.append((callback, args))
-        loop.outside(self._last_s - loop.time(), self._arrive)
+        self._broker.loop.outside(self._broker.delay(), self._arrive)
 
     def lose(self) -> None:
         """What is on the way never arrives."""

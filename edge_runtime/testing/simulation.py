@@ -1,6 +1,6 @@
 """A whole gateway under virtual time: gateway.py's own composition with seeded disks, uplinks, sources and crashes.
 
-    outcome = run(lambda: Simulation(seed, folder).run(), seed=seed)
+    outcome = simulate(17)                                  # or: python -m edge_runtime.testing.simulation 17
 
 The gateway reads a mailbox that outlives it (the broker's persistent session), keeps what it accepted on a real SQLite file that
 outlives it too, and delivers to a receiver that outlives it. It is killed between any two steps or SQL statements and started
@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import shutil
 import sqlite3
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from edge_runtime.config import AnySink, Config
 from edge_runtime.gateway import Gateway, World
 from edge_runtime.pipeline.windowing import Windowing
 from edge_runtime.ports import Address
-from edge_runtime.records import Gap, Lane, Result, Sample, Stamp
+from edge_runtime.records import Gap, Lane, Result, Sample
 from edge_runtime.testing.adapter import Faulty, NoBus
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence
-from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, VirtualLoop
+from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, VirtualLoop, run
 from edge_runtime.testing.mailbox import Mailbox
 from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
+
+__all__ = ["Broken", "Outcome", "Simulation", "simulate"]
 
 MESSAGES = 240
 MESSAGE_S = 0.05
@@ -79,7 +82,6 @@ class Simulation:
         self.errors = 0.0
 
     async def run(self) -> Outcome:
-        shutil.rmtree(self.folder, ignore_errors=True)
         posting = asyncio.create_task(self._post(), name="posting")
         breaking = asyncio.create_task(self._break(), name="breaking")
         living = asyncio.create_task(self._live(), name="living")
@@ -305,4 +307,17 @@ def _drop(_logger: Any, _method: str, _event: Any) -> Any:
     raise structlog.DropEvent
 
 
-__all__ = ["Broken", "Outcome", "Simulation", "Stamp", "check", "settings"]
+def simulate(seed: int, folder: Path | None = None) -> Outcome:
+    """One seed, on a memory file system where there is one; nothing is left behind. Raises Broken, Deadlock, ..."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="edge-sim-", dir=folder or (memory if memory.is_dir() else None)) as name:
+
+        async def one() -> Outcome:
+            return await Simulation(Path(name)).run()
+
+        return run(one, seed=seed)
+
+
+if __name__ == "__main__":
+    for _each in sys.argv[1:]:
+        print(_each, simulate(int(_each)))

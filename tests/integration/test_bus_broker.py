@@ -388,6 +388,46 @@ def test_a_clean_close_sends_no_will_even_with_unread_messages_in_the_socket(
         run(main)
 
 
+def test_a_clean_close_ends_the_stream_and_does_not_reset_it() -> None:
+    """A server that has sent more than anybody reads, and listens to the very end."""
+
+    async def main() -> None:
+        heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            got = await reader.read(1_000)
+            writer.write(b"\x20\x02\x00\x00" + 3_000 * (b"\x30\xe9\x07\x00\x01t" + bytes(998)))  # CONNACK, PUBLISH
+            try:
+                heard.set_result(got + await reader.read())
+            except ConnectionError as error:
+                heard.set_exception(error)
+            writer.transport.abort()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        one = await BUS.connect(Address(host="127.0.0.1", port=server.sockets[0].getsockname()[1]))
+        assert (await one.receive()).topic == "t"
+        await asyncio.sleep(0.1)
+        await one.close()
+        assert (await heard).endswith(b"\xe0\x00")  # DISCONNECT, then the end
+        server.close()
+        await server.wait_closed()
+
+    run(main)
+
+
+def test_a_close_that_is_given_up_leaves_no_socket_behind(mosq: Broker) -> None:
+    async def main() -> None:
+        one = await BUS.connect(mosq.address(keepalive_s=0))
+        mosq.freeze()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await one.close()
+        assert one._line.fileno() == -1
+        mosq.thaw()
+
+    run(main)
+
+
 def test_close_is_idempotent_and_leaves_nothing_behind(mosq: Broker) -> None:
     async def main() -> None:
         one = await BUS.connect(mosq.address())

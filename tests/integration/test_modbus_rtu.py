@@ -23,6 +23,7 @@ from modbus_devices import (
     serial_cable,
 )
 
+from edge_adapters.modbus_link import CANARY_LENGTHS
 from edge_runtime.adapter import Line, LinkLost, Unusable
 
 
@@ -69,8 +70,10 @@ def test_a_stalled_unit_never_hands_out_an_old_or_a_foreign_value(tmp_path: Path
                         await reopen(adapter, 0.05)
                 with pytest.raises(LinkLost):
                     await read(adapter)
+                reopening = asyncio.create_task(reopen(adapter))
+                await asyncio.sleep(0.03)  # the canary is out
                 device.go_on()
-                await reopen_until_there(adapter)
+                await reopening
                 for _ in range(5):
                     values = await read(adapter)
                     answers = len(device.requests())
@@ -138,6 +141,39 @@ def test_a_timeout_in_the_moment_of_the_answer_is_a_timeout() -> None:
             assert reading.cancelled()
             with pytest.raises(LinkLost):
                 await read(adapter)
+            await adapter.close()
+
+    asyncio.run(main())
+
+
+def test_a_unit_that_was_away_for_long_may_answer_everything_at_once() -> None:
+    """More requests are open than there are lengths to tell them apart: then only silence tells that all answers are out."""
+    away, waiting = False, list[bytes]()
+
+    def reply(request: bytes) -> list[tuple[float, bytes]]:
+        waiting.append(request)
+        if away:
+            return []
+        answers = [(0.004, registers_answer(each, [asked(each)[1]] * asked(each)[2])) for each in waiting]
+        waiting.clear()
+        return answers
+
+    async def main() -> None:
+        nonlocal away
+        with scripted_serial(reply) as port:
+            points = [{"name": f"r{n}", "address": n} for n in (10, 20)]
+            adapter = build(rtu(port, baudrate=115200, gap_registers_max=0), points)
+            await adapter.open()
+            away = True
+            with pytest.raises(TimeoutError):
+                await read(adapter, timeout_s=0.03)
+            for _ in range(CANARY_LENGTHS - 1):
+                with pytest.raises(TimeoutError):
+                    await reopen(adapter, timeout_s=0.03)
+            away = False
+            await reopen(adapter)
+            for _ in range(3):
+                assert await read(adapter) == {"r10": 10, "r20": 20}
             await adapter.close()
 
     asyncio.run(main())

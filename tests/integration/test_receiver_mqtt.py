@@ -167,3 +167,25 @@ def test_a_ledger_that_cannot_be_written_gives_no_receipt_and_goes_on_by_itself(
 
     asyncio.run(main())
     assert far_end.stop()["unique"] == 10
+
+
+def test_what_a_broker_acknowledged_and_dropped_is_delivered_all_the_same(tmp_path: Path) -> None:
+    """A default mosquitto holds 1,000 messages for a receiver that is away, acknowledges the rest, and drops it."""
+    with mosquitto(tmp_path) as broker, receiver(tmp_path, "--mqtt", broker.url, mqtt=True) as far_end:
+
+        async def main() -> None:
+            await until_subscribed(broker)
+            far_end.kill()
+            async with listening(broker) as connection:
+                await asyncio.gather(*(connection.publish(BATCHES, payload(first, 1), qos=1) for first in range(1, 1501)))
+            far_end.start()
+            one = sink(broker)
+            await open_again(one, ["e1"])
+            for first in range(1, 1501, 500):
+                assert (await one.send(records(first, 500))).ranges
+            await one.close()
+
+        asyncio.run(main())
+        (gateway,) = far_end.stop()["gateways"]
+        assert (gateway["unique"], gateway["gaps"], gateway["kept_twice"]) == (1500, 0, 0)
+        assert gateway["received"] < 3000, "the broker dropped nothing: the test has lost its point"

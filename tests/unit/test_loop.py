@@ -473,6 +473,29 @@ def test_others_go_on_and_the_node_lives_again() -> None:
     assert run(main, seed=1) == (["a 1.0", "a 2.0"], ["b 1.0", "b 2.0", "b 3.0", "b 4.0"], ["a again 3.5", "a again 4.5"])
 
 
+def test_a_generator_that_is_found_only_by_the_garbage_collector_is_not_closed_after_the_crash() -> None:
+    async def main() -> list[str]:
+        fence = Fence("a")
+        paper = Paper(fence)
+
+        async def circle() -> None:
+            generator = generate(paper)
+            keep: list[object] = [generator]
+            keep.append(keep)
+            await anext(generator)
+            await asyncio.sleep(60)
+
+        fence.start(circle(), name="main")
+        await asyncio.sleep(1)
+        fence.fall()
+        await fence.gone.wait()
+        gc.collect()
+        await asyncio.sleep(1)
+        return paper.lines
+
+    assert run(main, seed=1) == []
+
+
 def test_what_the_world_has_on_the_way_arrives_though_the_sender_is_dead() -> None:
     async def main() -> list[str]:
         arrived: list[str] = []

@@ -472,6 +472,29 @@ def test_stop_at_the_very_moment_when_its_turn_comes() -> None:
     simulate(scenario)
 
 
+@pytest.mark.parametrize("at_s", [0.4, 0.6, 1.2])
+def test_stop_twice_while_a_read_takes_its_time_to_be_given_up(at_s: float) -> None:
+    class Slow(Faulty):
+        async def read(self) -> Sequence[Sample]:
+            try:
+                return await super().read()
+            finally:
+                await asyncio.sleep(1)
+
+    async def scenario() -> None:
+        b = bench(Slow)
+        b.adapter.reads.append(Step.STALL)
+        task = asyncio.create_task(b.source.run())
+        await asyncio.sleep(at_s)
+        for _ in range(3):
+            b.source.stop()
+            await asyncio.sleep(0.01)
+        await task
+        assert b.source.state.phase == "stopped"
+
+    simulate(scenario)
+
+
 def test_stop_before_it_ran() -> None:
     async def scenario() -> None:
         b = bench()

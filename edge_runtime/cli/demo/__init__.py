@@ -27,12 +27,17 @@ LOG = "gateway.log"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--seconds", type=_seconds, metavar="N", help=f"end by itself, with status 0 only if the account is clean (>= {SECONDS_MIN:g})"
+        "--seconds",
+        type=_seconds,
+        metavar="N",
+        help=f"end by itself, with status 0 only if the account is clean (>= {SECONDS_MIN:g})",
     )
     parser.add_argument("--json", action="store_true", help="JSON lines: progress every second, the account at the end")
     parser.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files (configuration, outbox, records, logs) here")
-    parser.add_argument("--broker-port", type=int, default=0, metavar="N", help="port of the local MQTT broker (default: a free one)")
+    parser.add_argument(
+        "--broker-port", type=int, default=0, metavar="N", help="port of the local MQTT broker (default: a free one)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     clean = False
     try:
         with _stderr_to(folder / LOG):
-            account, seconds = asyncio.run(_perform(Performance, folder, args, shown))
+            account, seconds = asyncio.run(Performance(folder, args.seconds, args.broker_port, shown).run())
         shown.account(account, seconds)
         clean = not account.problems
     except asyncio.CancelledError:
@@ -60,3 +65,40 @@ def run(args: argparse.Namespace) -> int:
         else:
             shutil.rmtree(folder)
     return 0 if clean else 1
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= SECONDS_MIN:
+        raise argparse.ArgumentTypeError(f"{text}: at least {SECONDS_MIN:g}, or the outage is too short to be seen")
+    return seconds
+
+
+def _folder(keep: Path | None) -> Path:
+    """An empty folder: the account is of what this run accepts."""
+    from edge_runtime.ports import EdgeError
+
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="edge-runtime-demo-"))
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        if any(keep.iterdir()):
+            raise EdgeError(f"{keep} is not empty", "give a new folder with --keep")
+    except OSError as error:
+        raise EdgeError(f"{keep}: {error.strerror}", "give a folder that can be made and written") from None
+    return keep.resolve()
+
+
+@contextlib.contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """The gateway's log, and what libraries in C print: else they would stand in the middle of the view."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with file.open("ab") as log:
+            os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -52,13 +52,15 @@ class Children:
         except ValueError:
             raise ChildError(f"the {name} did not start: {self._last_words(name)}", self._log_hint(name)) from None
 
-    async def say(self, name: str, word: str) -> None:
-        """A line to its standard input. If it has ended, `unless_one_ends` tells."""
-        stdin = self._running[name].stdin
-        assert stdin is not None
+    async def ask(self, name: str, word: str) -> None:
+        """A line to its standard input; returns when it has answered with one. If it has ended, `unless_one_ends` tells."""
+        child = self._running[name]
+        assert child.stdin is not None
+        assert child.stdout is not None
         with contextlib.suppress(ConnectionError):
-            stdin.write(f"{word}\n".encode())
-            await stdin.drain()
+            child.stdin.write(f"{word}\n".encode())
+            await child.stdin.drain()
+            await child.stdout.readline()
 
     async def finish(self, name: str) -> bytes:
         """Ends one cleanly (SIGTERM); returns what else it has said. Raises ChildError."""

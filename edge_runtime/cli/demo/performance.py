@@ -41,7 +41,7 @@ class Performance:
         self._comparison, self._latencies = Comparison(), Latencies()
         self._samples, self._results = Rate(), Rate()
         self._stop = asyncio.Event()
-        self._playing = self._cut = self._noticed = False
+        self._playing = self._warm = self._cut = self._noticed = False
         self._cuts = self._outages = self._waited_max = 0
         self._elapsed_s = 0.0
 
@@ -140,12 +140,15 @@ class Performance:
             self._cuts += 1
             self._noticed = False
         self._cut = cut
-        await self._children.say("uplink", "cut" if cut else "heal")
+        await self._children.ask("uplink", "cut" if cut else "heal")
 
     # --- looking ---
 
     def _look(self) -> None:
         now = self._picture()
+        if now.executed_on and not self._warm:
+            self._warm = True
+            self._latencies.begin(self._clock.mono_ns())
         cloud = now.sink("cloud")
         self._waited_max = max(self._waited_max, cloud.depth)
         if self._cut and not cloud.connected and not self._noticed:
@@ -206,4 +209,6 @@ def _explain(task: asyncio.Task[None]) -> None:
     try:
         task.result()
     except BrokerError as error:
-        raise BrokerError(f"the local broker went away: {error.cause}", "see data/broker/broker.log in the demo's folder") from None
+        raise BrokerError(
+            f"the local broker went away: {error.cause}", "see data/broker/broker.log in the demo's folder"
+        ) from None

@@ -66,7 +66,11 @@ def check_extras(view: bool) -> None:
         "pymodbus (the press)": ("pymodbus",),
         "ai-edge-litert (the model)": ("ai_edge_litert", "tflite_runtime", "openvino"),
         **({"rich (the view)": ("rich",)} if view else {}),
-        **({} if shutil.which("mosquitto") or shutil.which("mosquitto", path=_PLACES) else {"a broker (mosquitto or iotcore)": ("iotcore",)}),
+        **(
+            {}
+            if shutil.which("mosquitto") or shutil.which("mosquitto", path=_PLACES)
+            else {"a broker (mosquitto or iotcore)": ("iotcore",)}
+        ),
     }
     missing = [name for name, modules in needs.items() if not any(importlib.util.find_spec(each) for each in modules)]
     if missing:

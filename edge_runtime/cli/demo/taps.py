@@ -26,7 +26,7 @@ class TimedSink:
 
     async def open(self, epochs: Sequence[str]) -> Receipt:
         receipt = await self._inner.open(epochs)
-        self._latencies.connected(self._clock.mono_ns())
+        self._latencies.begin(self._clock.mono_ns())
         return receipt
 
     async def send(self, records: Sequence[Record]) -> Receipt:

@@ -105,19 +105,21 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Latencies:
-    """Records made before the last (re)connection waited for it: they tell of the outage, not of the way."""
+    """Records made before the last (re)connection, or before the model was loaded, waited for that: they do not tell how long
+    the way is, and count for the longest wait only."""
 
     def __init__(self) -> None:
-        self._connected_ns: int | None = None
+        self._usual_from_ns = 0
         self._usual_ns: deque[int] = deque(maxlen=LATENCIES_MAX)
         self._longest_ns = 0
 
-    def connected(self, mono_ns: int) -> None:
-        self._connected_ns = mono_ns
+    def begin(self, mono_ns: int) -> None:
+        """What is made from now on need not wait."""
+        self._usual_from_ns = mono_ns
 
     def delivered(self, made_ns: Sequence[int], mono_ns: int) -> None:
         for made in made_ns:
-            if self._connected_ns is not None and made >= self._connected_ns:
+            if made >= self._usual_from_ns:
                 self._usual_ns.append(mono_ns - made)
             else:
                 self._longest_ns = max(self._longest_ns, mono_ns - made)

@@ -1,0 +1,7 @@
+"""edge-runtime outbox"""
+
+SUMMARY = ""
+
+
+def arguments(p): ...
+def run(a): ...

@@ -1,0 +1,120 @@
+"""The whole gateway on virtual time: hundreds of seeded lives with crashes, failing disks, lossy uplinks. A failing seed is told
+and repeats exactly: `python -m edge_runtime.testing.simulation SEED`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.outbox import tables
+from edge_runtime.outbox.batch import Batch
+from edge_runtime.outbox.delivery import Delivery
+from edge_runtime.outbox.store import Store
+from edge_runtime.testing.simulation import Broken, Outcome, simulate
+
+SEEDS = int(os.environ.get("EDGE_SEEDS", "200"))
+FIRST = int(os.environ.get("EDGE_SEED_FIRST", "0"))
+
+
+def one(seed: int) -> tuple[int, str, Outcome | None]:
+    try:
+        return seed, "", simulate(seed)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the seed must be told
+        return seed, f"{type(error).__name__}: {error}", None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_seed_keeps_every_promise() -> None:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        outcomes = list(pool.map(one, range(FIRST, FIRST + SEEDS), chunksize=10))
+    failed = [f"seed {seed}: {why}" for seed, why, outcome in outcomes if outcome is None]
+    assert not failed, "\n".join(failed)
+    told = [outcome for _, _, outcome in outcomes if outcome is not None]
+    assert sum(outcome.lives for outcome in told) > 2 * SEEDS, "the campaign must crash gateways, or it shows nothing"
+    assert sum(outcome.resends for outcome in told) > 0, "it must lose receipts, or it shows nothing"
+    assert len({outcome.digest for outcome in told}) == SEEDS
+
+
+def test_a_seed_repeats_exactly_in_another_process() -> None:
+    here = simulate(7)
+    command = [sys.executable, "-m", "edge_runtime.testing.simulation", "7"]
+    for hash_seed in ("1", "2"):
+        there = subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
+        )
+        assert here.digest in there.stdout
+
+
+def seeds_until_broken(most: int) -> str:
+    for seed in range(most):
+        try:
+            simulate(seed)
+        except (Broken, TimeoutError) as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_it_finds_an_acknowledgement_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(self: Store, device: str, samples: object) -> object:
+        async def journal() -> list[int]:
+            self._batch.add_samples(device, samples)[1].add_done_callback(lambda done: done.exception())  # type: ignore[arg-type]
+            self._wake.set()
+            return [0]
+
+        return journal()
+
+    monkeypatch.setattr(Store, "journal", hasty)
+    assert "missing" in seeds_until_broken(20)
+
+
+def test_it_finds_a_position_that_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "set_position", lambda *_: None)
+    assert "twice" in seeds_until_broken(20) or "too many" in seeds_until_broken(20)
+
+
+def test_it_finds_a_journal_that_forgets_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    trim = tables.trim_journal
+    monkeypatch.setattr(tables, "trim_journal", lambda db, device, needed, most: trim(db, device, needed + 1, most))
+    assert "missing" in seeds_until_broken(20)
+
+
+def test_it_finds_redeliveries_that_are_not_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Batch.add_samples
+
+    def forgetful(self: Batch, device: str, samples: object) -> object:
+        import msgspec
+
+        return add(
+            self, device, [msgspec.structs.replace(sample, message_id=f" {sample.message_id}{id(sample)}") for sample in samples]
+        )  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Batch, "add_samples", forgetful)
+    assert "too many" in seeds_until_broken(20)
+
+
+def test_it_finds_a_sink_that_counts_sending_as_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_runtime.outbox import intervals
+    from edge_runtime.ports import SinkError
+
+    async def believe(self: Delivery, records: list[object]) -> None:
+        lane = records[0].lane  # type: ignore[attr-defined]
+        self._finish(lane, intervals.of(record.seq for record in records))  # type: ignore[attr-defined]
+        try:
+            await self._sink.send(records)  # type: ignore[arg-type]
+        except SinkError:
+            return
+
+    monkeypatch.setattr(Delivery, "_send_once", believe)
+    assert "missing" in seeds_until_broken(20)
+
+
+def test_a_seed_leaves_nothing_behind(tmp_path: Path) -> None:
+    simulate(3, tmp_path)
+    assert not list(tmp_path.iterdir())
