@@ -1,9 +1,8 @@
-"""`python -m edge_runtime`: the command line without its script."""
-
-from __future__ import annotations
+"""python -m edge_runtime: the same as the command `edge-runtime`."""
 
 import sys
 
 from edge_runtime.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

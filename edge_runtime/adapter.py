@@ -9,7 +9,7 @@
         async def read(self) -> Sequence[Sample]: ...
         async def close(self) -> None: ...
 
-The rules (edge_runtime.testing.AdapterSuite checks them on any adapter):
+The rules (edge_runtime.testing.adapter_suite checks them on any adapter):
 
 1. `open` makes one attempt. Reconnecting, timeouts, back-off and cadence are the runtime's.
 2. `read` of a polled adapter asks the device once; of a pushed one it waits for what comes. Both return samples made by

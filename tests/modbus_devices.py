@@ -27,8 +27,8 @@ from typing import Any
 import pytest
 
 from edge_adapters.modbus import Modbus
-from edge_runtime.adapter import Context, Line, LinkLost
-from edge_runtime.board.system import SystemClock
+from edge_runtime.adapter import Line, LinkLost
+from edge_runtime.testing import adapter
 
 START_S_MAX = 10.0
 _SOURCE = Path(__file__).parent / "integration" / "counterparts" / "modbus_server.c"
@@ -39,40 +39,31 @@ Reply = Callable[[bytes], Sequence[tuple[float, bytes]]]
 
 
 def build(options: dict[str, Any], points: Sequence[dict[str, Any]], line: Line | None = None, name: str = "device") -> Modbus:
-    """An adapter as the runtime makes it."""
-    checked = Modbus.Options.model_validate(options)
-    declared = tuple(Modbus.Point.model_validate(point) for point in points)
-    line = line or Line(Modbus.line(name, checked))
-    nothing: Any = None
-    return Modbus(
-        Context(
-            device=name, options=checked, points=declared, clock=SystemClock(), dice=nothing, line=line, bus=nothing, log=None
-        )
-    )
+    return adapter.build(Modbus, options, points, device=name, line=line)
 
 
-async def read(adapter: Modbus, timeout_s: float = 5.0) -> dict[str, Any]:
+async def read(device: Modbus, timeout_s: float = 5.0) -> dict[str, Any]:
     """One read as the runtime does it: values by name; a fault is ("fault", reason)."""
-    async with asyncio.timeout(timeout_s), adapter.context.line.turn:
-        (sample,) = await adapter.read()
-    names = [point.name for point in adapter.context.points]
+    async with asyncio.timeout(timeout_s), device.context.line.turn:
+        (sample,) = await device.read()
+    names = [point.name for point in device.context.points]
     return {
         name: ("fault", sample.faults[name]) if name in sample.faults else value
         for name, value in zip(names, sample.values, strict=True)
     }
 
 
-async def reopen(adapter: Modbus, timeout_s: float = 5.0) -> None:
+async def reopen(device: Modbus, timeout_s: float = 5.0) -> None:
     """What the runtime does after a failure: close, open."""
-    async with asyncio.timeout(timeout_s), adapter.context.line.turn:
-        await adapter.close()
-        await adapter.open()
+    async with asyncio.timeout(timeout_s), device.context.line.turn:
+        await device.close()
+        await device.open()
 
 
-async def reopen_until_there(adapter: Modbus, attempt_s: float = 0.5, attempts_max: int = 20) -> None:
+async def reopen_until_there(device: Modbus, attempt_s: float = 0.5, attempts_max: int = 20) -> None:
     for _ in range(attempts_max):
         try:
-            return await reopen(adapter, attempt_s)
+            return await reopen(device, attempt_s)
         except (LinkLost, TimeoutError):
             await asyncio.sleep(0.02)
     raise AssertionError("the device does not come back")
@@ -264,7 +255,7 @@ async def scripted_tcp(reply: Reply) -> AsyncIterator[int]:
 
 
 def registers_answer(request: bytes, registers: Sequence[int]) -> bytes:
-    """The right answer to a request for registers, with these in it."""
+    """An answer to a request for registers, with these in it."""
     return request[:2] + bytes([2 * len(registers)]) + struct.pack(f">{len(registers)}H", *registers)
 
 

@@ -75,7 +75,9 @@ class ReceiverProcess:
         process, self.process = self.process, None
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=END_S_MAX)
-        assert process.returncode == 0, self.log.read_text()[-2000:]
+        log = self.log.read_text()
+        assert process.returncode == 0, log[-2000:]
+        assert "Traceback" not in log, log[-2000:]
         statistics: dict[str, Any] = json.loads(out)
         return statistics
 

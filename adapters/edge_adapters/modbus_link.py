@@ -1,7 +1,7 @@
 """One Modbus line (a TCP connection or a serial port) and the units on it. The one importer of pymodbus.
 
 pymodbus does framing and checksums. Everything that it would do by itself is switched off, because it hides what happened:
-its retries (it repeats writes too), its reconnecting (after up to 300 s) and its timeout (the runtime cancels instead).
+its retries (it repeats writes too), its reconnecting (after up to 300 s) and its timeouts (the runtime cancels instead).
 
 **Answers that come late.** TCP answers carry a transaction number, but half of a late frame in the buffer shifts everything after
 it: so a connection on which a request was given up is closed. RTU answers carry nothing that ties them to a request: there the
@@ -12,22 +12,19 @@ canary). A unit answers in order, so when the canary's answer is there, no older
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import termios
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from edge_adapters.modbus_plan import BITS, Options, Table, answer_bytes
 from edge_runtime.adapter import LinkLost, Unusable
 
 if TYPE_CHECKING:
     from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
-
-T = TypeVar("T")
-
-NEVER_S = 366 * 86_400.0
-"""pymodbus wants a timeout; the runtime has its own, and cancels."""
+    from pymodbus.pdu import ModbusPDU
 
 CANARIES_MAX = 4
 """Answers of a wrong length, one after the other, until the unit is given up."""
@@ -35,7 +32,6 @@ CANARY_LENGTHS = 8
 QUIET_ROUNDS_MAX = 100
 """A line that is not silent for so many times `quiet_s` is given up."""
 
-FUNCTIONS: dict[Table, int] = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
 EXCEPTIONS = {
     1: "illegal function",
     2: "illegal data address",
@@ -77,7 +73,7 @@ class Link:
         self.options = options
         self._client: AsyncModbusTcpClient | AsyncModbusSerialClient | None = None
         self._lost = ""
-        self._asking = False
+        self._answer: asyncio.Future[Any] | None = None
         self._silence_s = 0.0
         self._stirred = 0
         self._owed: dict[int, set[int]] = {}
@@ -108,7 +104,7 @@ class Link:
         """Closes the connection, if there is one. What units owe stays known."""
         client, self._client = self._client, None
         if client:
-            self._fail(client, "the connection was closed")
+            self._fail("the connection was closed")
             client.close()
 
     async def ask(self, unit_id: int, table: Table, address: int, count: int) -> Sequence[int] | Refused:
@@ -160,34 +156,29 @@ class Link:
         self._silence_s = self.options.quiet_s
 
     async def _exchange(self, unit_id: int, table: Table, address: int, count: int) -> Sequence[int] | Refused:
-        from pymodbus.exceptions import ModbusException
+        """Sends a request and waits for what comes.
 
-        client = self._client
-        if client is None or self._lost:
+        Not client.read_...(): that waits with asyncio.wait_for, and the one of Python 3.11 forgets a cancellation that comes in
+        the same moment as the answer. The runtime's timeout strikes once only: the next request would wait for ever."""
+        if self._client is None or self._lost:
             raise LinkLost(self._lost or "the connection was closed")
-        read = {
-            "coil": client.read_coils,
-            "discrete": client.read_discrete_inputs,
-            "holding": client.read_holding_registers,
-            "input": client.read_input_registers,
-        }[table]
-        self._asking = True
+        ctx = self._client.ctx
+        request = _requests()[table](dev_id=unit_id, address=address, count=count, transaction_id=ctx.getNextTID())
+        self._answer = ctx.response_future = asyncio.get_running_loop().create_future()
         try:
-            answer = await _cancellable(read(address, count=count, device_id=unit_id))
-        except ModbusException as error:
-            self._give_up()
-            raise LinkLost(self._lost or error.string) from error
-        except asyncio.CancelledError:
+            ctx.pdu_send(request)
+            answer = await self._answer
+        except (LinkLost, asyncio.CancelledError):
             self._give_up()
             raise
-        finally:
-            self._asking = False
-        if answer.function_code & 0x7F != FUNCTIONS[table]:
+        found, wanted = ((pdu.function_code & 0x7F, pdu.transaction_id) for pdu in (answer, request))
+        if found != wanted:
             self._give_up()
-            raise WrongAnswer(f"unit {unit_id} answered function {answer.function_code} for {FUNCTIONS[table]} asked", _CONFUSED)
+            raise WrongAnswer(f"unit {unit_id} answered (function, transaction) {found} for {wanted} asked", _CONFUSED)
         if answer.isError():
             return Refused(answer.exception_code)
-        return answer.bits if table in BITS else answer.registers
+        values: list[int] = answer.bits if table in BITS else answer.registers
+        return values
 
     def _give_up(self) -> None:
         if self.options.serial:
@@ -212,14 +203,12 @@ class Link:
     def _on_connection(self, there: bool) -> None:
         if not there and self._client:
             self._lost = "the serial port is gone" if self.options.serial else "the device closed the connection"
-            self._fail(self._client, self._lost)
+            self._fail(self._lost)
 
-    def _fail(self, client: AsyncModbusTcpClient | AsyncModbusSerialClient, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         """pymodbus leaves a request waiting when the connection breaks."""
-        from pymodbus.exceptions import ConnectionException
-
-        if self._asking and not client.ctx.response_future.done():
-            client.ctx.response_future.set_exception(ConnectionException(reason))
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(LinkLost(reason))
 
 
 _CONFUSED = "a faulty device, or two units with the same number on the line"
@@ -241,7 +230,7 @@ def _client(
     logging.getLogger("pymodbus").addHandler(logging.NullHandler())  # else its remarks land on stderr
     if options.serial is None:
         return AsyncModbusTcpClient(
-            options.host or "", port=options.port, reconnect_delay=0, timeout=NEVER_S, retries=0, trace_connect=on_connection
+            options.host or "", port=options.port, reconnect_delay=0, retries=0, trace_connect=on_connection
         )
     return AsyncModbusSerialClient(
         options.serial,
@@ -249,25 +238,25 @@ def _client(
         parity=options.parity[0].upper(),
         stopbits=options.stopbits,
         reconnect_delay=0,
-        timeout=NEVER_S,
         retries=0,
         trace_packet=on_bytes,
         trace_connect=on_connection,
     )
 
 
+@functools.cache
+def _requests() -> dict[Table, type[ModbusPDU]]:
+    from pymodbus.pdu import bit_message, register_message
+
+    return {
+        "coil": bit_message.ReadCoilsRequest,
+        "discrete": bit_message.ReadDiscreteInputsRequest,
+        "holding": register_message.ReadHoldingRegistersRequest,
+        "input": register_message.ReadInputRegistersRequest,
+    }
+
+
 _INSTALL = "pip install 'edge-runtime[modbus]'"
-
-
-async def _cancellable(answer: Awaitable[T]) -> T:
-    """pymodbus waits with asyncio.wait_for, and that of Python 3.11 forgets that it was cancelled when the answer comes in the
-    same moment. The runtime's timeout strikes once only: the next request would wait for ever."""
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    result = await answer
-    if task and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return result
 
 
 def _unreachable(options: Options, error: Exception) -> LinkLost:

@@ -95,14 +95,14 @@ class BrokerHost:
                 code = await self._child.wait()
                 if self._stopping.is_set():
                     return
-                self._log.warning("broker died", program=self._program, status=code, says=self._last_words())
+                self._log.warning("broker_died", program=self._program, status=code, says=self._last_words())
             steady = self._clock.mono_ns() - began_ns > STEADY_S * 1e9
             pause_s = 0.0 if steady else min(RESTART_S_MAX, max(0.1, pause_s * 2))
             await asyncio.sleep(self._dice.uniform(pause_s / 2, pause_s))
             try:
                 await self._launch()
             except BrokerError as error:
-                self._log.error("broker does not start", cause=error.cause, hint=error.hint)
+                self._log.error("broker_does_not_start", cause=error.cause, hint=error.hint)
             if self._stopping.is_set():
                 await self.stop()
 

@@ -1,7 +1,145 @@
-"""edge-runtime outbox"""
+"""edge-runtime outbox: what is on disk and not yet delivered. Looks only; works while the gateway runs."""
 
-SUMMARY = ""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from edge_runtime.cli.outbox_look import Look
+    from edge_runtime.records import Lane, Record
+
+SUMMARY = "show what waits in an outbox, or export its records"
+
+_LANES = ("gap", "event", "result", "sample")
+COLUMNS = ("epoch", "lane", "seq", "source", "boot", "mono_ns", "wall_ns", "synced", "unique", "body")
 
 
-def arguments(p): ...
-def run(a): ...
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="the outbox's file: outbox.db in the gateway's data_dir")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    verbs = parser.add_subparsers(metavar="export", dest="what")
+    export = verbs.add_parser("export", help="its records as rows, each with its id; nothing is taken out of the outbox")
+    export.add_argument("--format", choices=("csv", "jsonl"), default="jsonl", help="CSV, or JSON lines (default)")
+    export.add_argument("--lane", choices=_LANES, action="append", help="only this lane; may be given more than once")
+    export.add_argument("--output", type=Path, metavar="FILE", help="write here instead of to standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0. Raises EdgeError."""
+    import importlib.util
+
+    from edge_runtime.board.system import SystemClock
+    from edge_runtime.cli import outbox_look, terminal
+    from edge_runtime.ports import EdgeError
+    from edge_runtime.records import Lane
+
+    if not importlib.util.find_spec("sqlite_utils"):
+        raise EdgeError("`edge-runtime outbox` needs sqlite-utils", "pip install 'edge-runtime[cli]'")
+    if args.what == "export":
+        _export(args.file, [Lane(lane) for lane in args.lane or _LANES], args.format, args.output)
+        return 0
+    found = outbox_look.look(args.file, SystemClock())
+    if args.json:
+        import msgspec
+
+        terminal.emit_json(msgspec.to_builtins(found))
+    else:
+        _print(found)
+    return 0
+
+
+# --- a look ----------------------------------------------------------------------------------------------------------
+
+
+def _print(found: Look) -> None:
+    from edge_runtime.cli import terminal
+
+    sinks = sorted({sink for lane in found.lanes for sink in lane.waiting})
+    rows = [
+        (lane.lane.value, lane.records, _age(lane.oldest_s), lane.head, *(lane.waiting.get(sink) for sink in sinks))
+        for lane in found.lanes
+    ]
+    print(f"{found.file}: {found.size_bytes:,} bytes on disk")
+    terminal.table(("lane", "records", "oldest", "last seq", *(f"waiting for {sink}" for sink in sinks)), rows, "records")
+    if any(count is None for row in rows for count in row[4:]):
+        print("-: the sink has acknowledged nothing of this lane, or does not take it")
+    if found.gaps:
+        terminal.table(("lane", "lost", "why"), [(gap.lane, gap.count, gap.reason) for gap in found.gaps], "gaps")
+    if found.refused:
+        rows_refused = [(each.sink, each.lane, each.count, each.reason) for each in found.refused]
+        terminal.table(("sink", "lane", "records", "why"), rows_refused, "refused by a far end")
+    if found.journal_rows:
+        terminal.table(("device", "samples"), list(found.journal_rows.items()), "input journal")
+    print(f"epochs: {', '.join(found.epochs)}")
+
+
+def _age(seconds: float | None) -> str | None:
+    """12 s, 3 min, 5 h, 2 d."""
+    if seconds is None:
+        return None
+    for unit_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def _export(file: Path, lanes: list[Lane], form: str, output: Path | None) -> None:
+    from edge_runtime.cli import outbox_look
+    from edge_runtime.ports import EdgeError
+
+    write = _write_csv if form == "csv" else _write_jsonl
+    total = outbox_look.count(file, lanes)
+    rows = _with_progress(outbox_look.records(file, lanes), total, to_terminal=output is None and sys.stdout.isatty())
+    if output is None:
+        write(rows, sys.stdout)
+        return
+    try:
+        with output.open("w", newline="", encoding="utf-8") as out:
+            write(rows, out)
+    except OSError as error:
+        raise EdgeError(f"{output}: {error.strerror}", "what is written so far is not complete") from None
+
+
+def _write_csv(records: Iterable[Record], out: TextIO) -> None:
+    import csv
+
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for each in records:
+        stamp = each.stamp
+        writer.writerow(
+            (each.epoch, each.lane.value, each.seq, each.source, stamp.boot, stamp.mono_ns, stamp.wall_ns, int(stamp.synced),
+             each.unique, each.body.decode())
+        )  # fmt: skip
+
+
+def _write_jsonl(records: Iterable[Record], out: TextIO) -> None:
+    """The body stands in it as JSON, byte for byte."""
+    import msgspec
+
+    from edge_runtime.records import to_json
+
+    for each in records:
+        row = {"epoch": each.epoch, "lane": each.lane, "seq": each.seq, "source": each.source}
+        stamp = msgspec.to_builtins(each.stamp)
+        row |= dict(zip(("boot", "mono_ns", "wall_ns", "synced"), stamp, strict=True))
+        out.write(to_json(row | {"unique": each.unique, "body": msgspec.Raw(each.body)}).decode() + "\n")
+
+
+def _with_progress(records: Iterable[Record], total: int, *, to_terminal: bool) -> Iterator[Record]:
+    """A bar on standard error, if that is a terminal and the rows do not go there too."""
+    with contextlib.suppress(ImportError):
+        if sys.stderr.isatty() and not to_terminal:
+            from rich.console import Console
+            from rich.progress import track
+
+            return iter(track(records, "exporting", total, console=Console(stderr=True)))
+    return iter(records)

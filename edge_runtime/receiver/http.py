@@ -45,6 +45,9 @@ BODY_S_MAX = 30.0
 LINGER_S_MAX = 1.0
 """How long a refused request's body is read and thrown away before the connection is closed."""
 
+CLOSE_S_MAX = 5.0
+"""How long a stop waits for batches that are being committed."""
+
 _REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -85,13 +88,13 @@ class Door:
     def __init__(self, receiver: Receiver, token: str = "") -> None:
         self._receiver = receiver
         self._token = token
-        self._connections: dict[asyncio.Task[None], None] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._worked_on = asyncio.Semaphore(WORKED_ON_MAX)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until the other side closes it or breaks the protocol."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._connections[task] = None
+        self._connections[task] = writer
         try:
             if len(self._connections) > CONNECTIONS_MAX:
                 await _answer(writer, 503, Failure(f"more than {CONNECTIONS_MAX} connections", "try again later"), keep=False)
@@ -105,10 +108,15 @@ class Door:
             writer.close()
 
     async def close(self) -> None:
-        """Cuts every connection: what was not answered yet is sent again."""
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        """Cuts every connection. Batches that were handed in are committed; those whose receipt is cut off come again."""
+        open_ones = dict(self._connections)
+        for writer in open_ones.values():
+            writer.transport.abort()
+        if open_ones:
+            _, stuck = await asyncio.wait(open_ones, timeout=CLOSE_S_MAX)
+            for task in open_ones:
+                if task in stuck:
+                    task.cancel()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its answer. Returns whether the connection goes on."""

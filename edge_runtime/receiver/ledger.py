@@ -25,7 +25,7 @@ LAYOUT = 1
 APPLICATION = 0x65726C31
 """In `pragma application_id`: by it a ledger is told from any other SQLite file (an outbox, say)."""
 
-BUSY_MS_MAX = 2_000
+BUSY_MS_MAX = 1_000
 """How long a statement waits for another process that holds the file."""
 
 WAL_BYTES_MAX = 16 * 2**20
@@ -217,7 +217,7 @@ def _hint(error: sqlite3.Error) -> str:
         sqlite3.SQLITE_FULL: "free some disk space: gateways keep what was not confirmed and send it again",
         sqlite3.SQLITE_IOERR: "the disk fails or is full, or this is a folder: gateways keep what was not confirmed",
         sqlite3.SQLITE_READONLY: "make the file and its folder writable for this user",
-        sqlite3.SQLITE_CANTOPEN: "the folder must exist and be writable for this user",
+        sqlite3.SQLITE_CANTOPEN: "is the path right? The folder must exist and be writable for this user",
         sqlite3.SQLITE_CORRUPT: "the file is damaged: move it away, and save what is readable with `sqlite3 FILE .recover`",
         sqlite3.SQLITE_NOTADB: "this is no file of `edge-runtime receive`: give another path with --file",
         sqlite3.SQLITE_BUSY: "another program holds the file: stop the other `edge-runtime receive`",

@@ -270,7 +270,7 @@ class Source:
         kind = type(error).__name__
         if kind not in self._kinds_logged:
             self._kinds_logged[kind] = None
-            self._log.error("adapter broke its contract", where=where, kind=kind, error=str(error), exc_info=error)
+            self._log.error("adapter_broke_its_contract", where=where, kind=kind, error=str(error), exc_info=error)
         return _Failure(f"{kind}: {error}", "this is a bug in the adapter: it raises only LinkLost, Unusable or Exhausted")
 
     # --- waiting, and being interrupted ------------------------------------------------------------------------------
@@ -330,9 +330,9 @@ class Source:
             return
         self._phase, self._since = phase, self._clock.now()
         if phase in ("waiting", "broken", "unusable"):
-            self._log.warning("source " + phase, cause=self._cause, hint=self._hint, failures=self._backoff.failures)
+            self._log.warning("source_" + phase, cause=self._cause, hint=self._hint, failures=self._backoff.failures)
         else:
-            self._log.info("source " + phase)
+            self._log.info("source_" + phase)
 
 
 async def _foreign(function: Callable[[], Awaitable[T]]) -> T:

@@ -25,7 +25,6 @@ import heapq
 import itertools
 import random
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -122,7 +121,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._serials = itertools.count(1)
         self._tasks: dict[int, SimTask] = {}
         self._tasks_sweep = 1_000
-        self._generators: weakref.WeakKeyDictionary[Any, Fence] = weakref.WeakKeyDictionary()
+        self._generators: dict[int, Fence | None] = {}
 
     # --- for the harness ---------------------------------------------------------------------------------------------
 
@@ -221,13 +220,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.complaints.append(context)
 
     def _asyncgen_firstiter_hook(self, agen: Any) -> None:
-        fence = FENCE.get()
-        if fence is not None:
-            self._generators[agen] = fence
+        self._generators[id(agen)] = FENCE.get()  # by id: weak references are gone when a finaliser runs
         super()._asyncgen_firstiter_hook(agen)  # type: ignore[misc]
 
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:
-        fence = self._generators.get(agen)
+        fence = self._generators.pop(id(agen), None)
         if fence is None or not fence.fallen:
             super()._asyncgen_finalizer_hook(agen)  # type: ignore[misc]
 

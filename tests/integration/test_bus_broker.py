@@ -389,7 +389,7 @@ def test_a_clean_close_sends_no_will_even_with_unread_messages_in_the_socket(
 
 
 def test_a_clean_close_ends_the_stream_and_does_not_reset_it() -> None:
-    """A server that has sent more than anybody reads, and listens to the very end."""
+    """A server that has sent more than anybody reads, is slow to read itself, and listens to the very end."""
 
     async def main() -> None:
         heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -397,6 +397,9 @@ def test_a_clean_close_ends_the_stream_and_does_not_reset_it() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             got = await reader.read(1_000)
             writer.write(b"\x20\x02\x00\x00" + 3_000 * (b"\x30\xe9\x07\x00\x01t" + bytes(998)))  # CONNACK, PUBLISH
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(0.2)
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
             try:
                 heard.set_result(got + await reader.read())
             except ConnectionError as error:
@@ -407,6 +410,8 @@ def test_a_clean_close_ends_the_stream_and_does_not_reset_it() -> None:
         one = await BUS.connect(Address(host="127.0.0.1", port=server.sockets[0].getsockname()[1]))
         assert (await one.receive()).topic == "t"
         await asyncio.sleep(0.1)
+        for _ in range(10):
+            await one.publish("t", bytes(100_000))
         await one.close()
         assert (await heard).endswith(b"\xe0\x00")  # DISCONNECT, then the end
         server.close()

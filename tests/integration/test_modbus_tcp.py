@@ -259,9 +259,29 @@ def test_an_answer_to_another_function_is_refused() -> None:
         async with scripted_tcp(reply) as port:
             adapter = build(tcp(port), [{"name": "a", "address": 0, "type": "float32"}])
             await adapter.open()
-            with pytest.raises(LinkLost, match="answered function 4 for 3"):
+            with pytest.raises(LinkLost, match=r"answered \(function, transaction\) \(4, 1\) for \(3, 1\)"):
                 await read(adapter)
             await adapter.close()
+
+    asyncio.run(main())
+
+
+def test_an_answer_without_the_number_of_its_request_is_refused() -> None:
+    """pymodbus takes transaction 0 for an answer to anything."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await reader.read(12):
+            writer.write(b"\0\0\0\0\0\x05" + registers_answer(request[6:], [1]))
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        adapter = build(tcp(server.sockets[0].getsockname()[1]), [{"name": "a", "address": 0}])
+        await adapter.open()
+        with pytest.raises(LinkLost, match=r"\(3, 0\) for \(3, 1\)"):
+            await read(adapter)
+        await adapter.close()
+        server.close()
 
     asyncio.run(main())
 

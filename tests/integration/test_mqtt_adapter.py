@@ -327,3 +327,10 @@ class TestMqtt(AdapterSuite):
     async def change(self) -> Mapping[str, Value]:
         self.number += 1
         return {"n": self.number}
+
+    async def stall(self) -> bool:
+        self.broker.freeze()
+        return True
+
+    async def resume(self) -> None:
+        self.broker.thaw()

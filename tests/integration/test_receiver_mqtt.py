@@ -189,3 +189,27 @@ def test_what_a_broker_acknowledged_and_dropped_is_delivered_all_the_same(tmp_pa
         (gateway,) = far_end.stop()["gateways"]
         assert (gateway["unique"], gateway["gaps"], gateway["kept_twice"]) == (1500, 0, 0)
         assert gateway["received"] < 3000, "the broker dropped nothing: the test has lost its point"
+
+
+def test_killed_in_the_middle_of_a_backlog_it_loses_nothing_that_the_broker_had(tmp_path: Path) -> None:
+    """Nobody sends anything again here: a batch that is acknowledged to the broker before it is on disk would be gone."""
+    count = 800
+    with mosquitto(tmp_path) as broker, receiver(tmp_path, "--mqtt", broker.url, mqtt=True) as far_end:
+
+        async def main() -> None:
+            await until_subscribed(broker)
+            far_end.kill()
+            async with listening(broker) as connection:
+                await asyncio.gather(*(connection.publish(BATCHES, payload(first, 1), qos=1) for first in range(1, count + 1)))
+                for answers in (10, 50, 120, 200):
+                    far_end.start()
+                    for _ in range(answers):
+                        await answer(connection)
+                    far_end.kill()
+                far_end.start()
+                while (await answer(connection)).lanes[0].ranges != ((1, count),):
+                    pass
+
+        asyncio.run(main())
+        (gateway,) = far_end.stop()["gateways"]
+        assert (gateway["unique"], gateway["gaps"], gateway["kept_twice"]) == (count, 0, 0)

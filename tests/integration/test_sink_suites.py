@@ -61,7 +61,7 @@ class MemoryFarEnd:
         self.receiver = FakeReceiver()
 
     def sink(self) -> Sink:
-        return FakeSink(self.receiver, "gw", random.Random(1), Faults(latency_s=(0.0, 0.01)))
+        return FakeSink(self.receiver, "gw", random.Random(1), Faults(latency_s=(0.0, 0.01), timeout_s=0.05))
 
     def stop(self) -> None:
         self.receiver.up = False

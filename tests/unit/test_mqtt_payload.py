@@ -148,7 +148,7 @@ def test_matches(wanted: str, topic: str, does: bool) -> None:
         ({"topics": ("a+",)}, "topic filter"),
         ({"url": "tcp://me:hunter2@h"}, "tcp://"),
         ({"cert_file": "c"}, "does not encrypt"),
-        ({"message_id": "a..b"}, 'a..b'),
+        ({"message_id": "a..b"}, "a..b"),
         ({"client_id": ""}, "client_id"),
         ({"qos": 2}, "qos"),
     ],

@@ -227,7 +227,7 @@ def test_the_breaker_opens_says_so_and_a_success_closes_it() -> None:
             phases.append(b.source.state.phase)
             await asyncio.sleep(0.1)
         assert list(dict.fromkeys(phases)) == ["connecting", "waiting", "broken"]
-        assert [event for event, _ in b.log.lines] == ["source waiting", "source broken", "source connected"]
+        assert [event for event, _ in b.log.lines] == ["source_waiting", "source_broken", "source_connected"]
         b.adapter.reads.append(Step.LOST)
         await asyncio.sleep(1.01)
         assert b.source.state.phase == "waiting"  # it counts from the beginning again
@@ -245,7 +245,7 @@ def test_a_device_that_only_opens_is_not_healthy() -> None:
         b.adapter.reads.extend([Step.STALL] * 1_000)
         await b.run_for(600)
         assert b.source.state.counters.opens < 600 / 4.0 + 2 * backoff.BREAKER_FAILURES
-        assert "source connected" not in [event for event, _ in b.log.lines]
+        assert "source_connected" not in [event for event, _ in b.log.lines]
 
     simulate(scenario)
 
@@ -272,7 +272,7 @@ def test_a_foreign_exception_is_logged_with_its_traceback_once() -> None:
     async def scenario() -> None:
         b = bench(options={"error": 0.5})
         await b.run_for(300)
-        broke = [fields for event, fields in b.log.lines if event == "adapter broke its contract"]
+        broke = [fields for event, fields in b.log.lines if event == "adapter_broke_its_contract"]
         assert len(broke) == 1
         assert isinstance(broke[0]["exc_info"], ZeroDivisionError)
         assert "ZeroDivisionError" in b.source.state.cause
@@ -375,7 +375,7 @@ def test_unreachable_is_told_once_with_reason_and_never_with_a_value() -> None:
         assert b.source.state.counters.bad_transitions == 2
         events = [event for event, _ in b.log.lines]
         assert events == [
-            "source " + word for word in ["connected", "waiting", "broken", "connected", "waiting", "connected", "stopped"]
+            "source_" + word for word in ["connected", "waiting", "broken", "connected", "waiting", "connected", "stopped"]
         ]
 
     simulate(scenario)
@@ -577,7 +577,7 @@ def test_whatever_the_device_does_no_value_is_invented_and_every_outage_is_told_
         assert outages.count("unreachable") == counters.bad_transitions <= counters.failures
         assert ("unreachable", "unreachable") not in set(itertools.pairwise(outages))
         assert all((value is None) == (name in s.faults) for s in together for name, value in zip("ab", s.values, strict=True))
-        assert len([event for event, _ in b.log.lines if event.startswith("source ")]) <= 2 * counters.bad_transitions + 2
+        assert len([event for event, _ in b.log.lines if event.startswith("source_")]) <= 2 * counters.bad_transitions + 2
 
     run(scenario, seed=seed)
 

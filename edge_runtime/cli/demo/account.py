@@ -72,17 +72,16 @@ def lines(account: Account) -> list[str]:
     """For people."""
     lanes = ", ".join(f"{count:,} {lane}{'s' if count > 1 else ''}" for lane, count in account.by_lane.items())
     found, latency = account.anomalies, account.latency
+    outage = f"; up to {latency.waited_s:.1f} s in an outage" if account.outages else ""
     return [
-        f"accepted   {account.accepted:7,}   on the gateway's disk: {lanes or 'nothing'}",
+        f"accepted   {account.accepted:7,}   {lanes or 'nothing'}",
         f"delivered  {account.delivered:7,}   at the receiver",
         f"lost       {account.lost:7,}",
         f"duplicates {account.duplicates:7,}   {account.resends:,} resent records were recognised",
         f"outages    {account.outages:7,}   up to {account.waited_max:,} records waited on the disk",
         f"anomalies  {found.labelled:7,}   by label, in {found.rows:,} rows: {found.true:,} found, {found.missed:,} missed, "
         f"{found.false:,} false alarm{'' if found.false == 1 else 's'}",
-        f"latency    source to receipt {latency.text()}; {latency.waited_s:.1f} s at most, in the outage"
-        if account.outages
-        else f"latency    source to receipt {latency.text()}",
+        f"latency    {latency.text()} source to receipt{outage}",
         *(f"NOT CLEAN: {problem}" for problem in account.problems),
         *([] if account.problems else ["clean: every accepted record is at the receiver exactly once"]),
     ]

@@ -148,7 +148,7 @@ class Performance:
         now = self._picture()
         if now.executed_on and not self._warm:
             self._warm = True
-            self._latencies.begin(self._clock.mono_ns())
+            self._latencies.warm(self._clock.mono_ns())
         cloud = now.sink("cloud")
         self._waited_max = max(self._waited_max, cloud.depth)
         if self._cut and not cloud.connected and not self._noticed:

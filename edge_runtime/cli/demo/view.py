@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.cli.demo import show
 from edge_runtime.cli.demo.account import Account
-from edge_runtime.cli.demo.picture import Picture, SinkPicture
+from edge_runtime.cli.demo.picture import Picture
 from edge_runtime.cli.demo.watching import LAST_MAX, Judged
-from edge_runtime.records import LANES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,14 +48,14 @@ def render(now: Picture, width: int) -> RenderableType:
     from rich.console import Group
 
     rows = _side_by_side(_judged("last rows", now.last), _judged(_score(now), now.notable))
-    return Group(_head(now, width), "", _flow(now), "", _sinks(now), _figures(now), "", rows)
+    return Group(_head(now, width), "", _flow(now), _sinks(now), _figures(now), "", rows)
 
 
 def _head(now: Picture, width: int) -> Text:
     from rich.text import Text
 
     time = f"{now.elapsed_s:.0f} s" + (f" of {now.seconds:.0f} s" if now.seconds else "")
-    what = "draining" if now.draining else "Ctrl-C ends it and prints the account"
+    what = "draining" if now.draining else "Ctrl-C ends it"
     left, right = " edge-runtime demo: gateway press-7 at plant-1", f"{time} · {what} "
     return Text(left + " " * max(2, width - len(left) - len(right)) + right, style="reverse", no_wrap=True, overflow="ellipsis")
 
@@ -82,35 +81,33 @@ def _flow(now: Picture) -> Text:
 def _sinks(now: Picture) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
     table.add_column("sink", no_wrap=True)
-    table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
-    for name in ("delivered", "waiting:", *LANES):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("delivery", no_wrap=True)
+    table.add_column("state", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("delivered", justify="right", no_wrap=True)
+    table.add_column("waiting", justify="right", no_wrap=True)
     for sink in now.sinks:
-        waiting = [f"{sink.waiting.get(lane, 0):,}" for lane in LANES]
-        table.add_row(sink.name, _state(sink), f"{sink.delivered:,}", f"{sink.depth:,}", *waiting)
+        delivery = Text(sink.delivery, "green" if sink.confirms else "yellow")
+        state = Text("connected", "green") if sink.connected else Text("away", "bold red")
+        table.add_row(sink.name, delivery, state, f"{sink.delivered:,}", f"{sink.depth:,}")
     return table
-
-
-def _state(sink: SinkPicture) -> Text:
-    from rich.text import Text
-
-    if not sink.connected:
-        return Text(sink.state, "bold red")
-    return Text("confirms" if sink.confirms else "to the broker only", "green" if sink.confirms else "yellow")
 
 
 def _figures(now: Picture) -> Text:
     from rich.text import Text
 
-    port = now.broker.rpartition(":")[2]
-    first = (
-        f" source to receipt: {now.latency.text()}    on disk: {now.outbox_bytes / 1024:,.0f} KiB    model on {now.executed_on}"
-    )
-    text = Text(first, no_wrap=True, overflow="ellipsis")
-    text.append(f"\n what people see: mosquitto_sub -p {port} -t 'edge/#' -v", "dim")
+    cloud, port = now.sink("cloud"), now.broker.rpartition(":")[2]
+    waiting = ", ".join(f"{depth:,} {lane}{'s' if depth > 1 else ''}" for lane, depth in cloud.waiting.items() if depth)
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(f" latency  {now.latency.text()} from source to receipt; model on {now.executed_on or '... loading'}\n")
+    text.append(f" outbox   {now.outbox_bytes / 1024:,.0f} KiB on disk; the cloud lacks {waiting or 'nothing'}\n")
+    text.append(f" on site  mosquitto_sub -p {port} -t 'edge/#' -v", "dim")
+    for sink in now.sinks:
+        if not sink.connected:
+            text.append(f"\n {sink.name} is away: {sink.cause}", "red")
     if now.trouble:
         text.append(f"\n {now.trouble}", "bold red")
     return text

@@ -105,8 +105,8 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Latencies:
-    """Records made before the last (re)connection, or before the model was loaded, waited for that: they do not tell how long
-    the way is, and count for the longest wait only."""
+    """Records made before the last (re)connection waited for it: they do not tell how long the way is, and count for the
+    longest wait only."""
 
     def __init__(self) -> None:
         self._usual_from_ns = 0
@@ -114,8 +114,14 @@ class Latencies:
         self._longest_ns = 0
 
     def begin(self, mono_ns: int) -> None:
-        """What is made from now on need not wait."""
+        """What is made from now on need not wait for a connection."""
         self._usual_from_ns = mono_ns
+
+    def warm(self, mono_ns: int) -> None:
+        """What was made before waited for the model to be loaded: that is forgotten."""
+        self.begin(mono_ns)
+        self._usual_ns.clear()
+        self._longest_ns = 0
 
     def delivered(self, made_ns: Sequence[int], mono_ns: int) -> None:
         for made in made_ns:
