@@ -189,9 +189,9 @@ class Outbox(Section):
     file: str = Field("outbox.db", description="SQLite file, relative to `data_dir`")
     size_bytes_max: int = Field(256 * 2**20, ge=2**20, description="Most bytes on disk, WAL included; checked before the write")
     journal_rows_max: int = Field(
-        100_000,
+        crosschecks.JOURNAL_ROWS,
         ge=100,
-        description="Samples of sources that ask again, waiting for their window; beyond it they wait at the source",
+        description="Samples of each source that asks again, waiting for their window; beyond it they wait at the source",
     )
     drain_s_max: Seconds = Field(5.0, description="How long a clean stop goes on delivering; what is left stays on disk")
 

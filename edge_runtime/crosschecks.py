@@ -14,6 +14,9 @@ from edge_runtime.address import BadAddress, address
 from edge_runtime.document import Document, Path, Problem, closest, validate
 from edge_runtime.ports import EdgeError
 
+JOURNAL_ROWS = 100_000
+"""What `outbox.journal_rows_max` is where it is not set."""
+
 STATISTICS = ("min", "mean", "max", "last")
 """Of each point: the outputs of a pipeline without a model."""
 
@@ -26,6 +29,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
     for name in _mapping(doc.at(("pipelines",))):
         found += _pipeline(doc, ("pipelines", name))
         found += _twice(doc, ("pipelines", name, "rules"), "rule", "pipeline")
+        found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
     return found + list(_brokers(doc))
 
 
@@ -91,6 +95,15 @@ def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem
             line = doc.line((*here, seen[name], "name"))
             hint = f"the other one is in line {line}; a {noun}'s name is unique in its {owner}"
             yield doc.problem((*here, number, "name"), f"is the name of another {noun}, too", value=name, hint=hint)
+
+
+def _fits_the_journal(doc: Document, here: Path) -> Iterator[Problem]:
+    """A window larger than the journal would wait for samples that are never let in."""
+    count, rows_max = doc.at(here), doc.at(("outbox", "journal_rows_max"))
+    limit = rows_max if isinstance(rows_max, int) else JOURNAL_ROWS
+    if isinstance(count, int) and count * 2 > limit:
+        hint = f"set outbox.journal_rows_max to {count * 2} or more, or make the window smaller"
+        yield doc.problem(here, "is more than half of what the input journal holds", value=count, hint=hint)
 
 
 def _brokers(doc: Document) -> Iterator[Problem]:

@@ -20,7 +20,8 @@ COLUMNS = ("epoch", "lane", "seq", "source", "boot", "mono_ns", "wall_ns", "sync
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="the outbox's file: outbox.db in the gateway's data_dir")
+    parser.usage = "edge-runtime outbox [-h] [--json] FILE [export [-h] ...]"  # argparse would show `export` as a must
+    parser.add_argument("file", type=Path, metavar="FILE", help="the outbox's file: outbox.db in the gateway's data_dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
     verbs = parser.add_subparsers(metavar="export", dest="what")
     export = verbs.add_parser("export", help="its records as rows, each with its id; nothing is taken out of the outbox")
@@ -61,7 +62,13 @@ def _print(found: Look) -> None:
 
     sinks = sorted({sink for lane in found.lanes for sink in lane.waiting})
     rows = [
-        (lane.lane.value, lane.records, _age(lane.oldest_s), lane.head, *(lane.waiting.get(sink) for sink in sinks))
+        (
+            lane.lane.value,
+            lane.records,
+            _age(lane.oldest_s),
+            lane.head,
+            *(lane.waiting.get(sink, None if lane.head else 0) for sink in sinks),
+        )
         for lane in found.lanes
     ]
     print(f"{found.file}: {found.size_bytes:,} bytes on disk")

@@ -100,7 +100,8 @@ class Store:
 
     async def journal(self, device: str, samples: Sequence[Sample]) -> list[int]:
         """Returns the samples' rows when they are on the disk; 0 for one that was there before (a redelivery)."""
-        while self.journal_rows >= self._journal_rows_max or self._batch.size_bytes >= BATCH_BYTES_MAX:
+        # Counted for each device: one whose pipeline stands still must not stop the sources of the others.
+        while self._file.books.journal_rows.get(device, 0) >= self._journal_rows_max or self._batch.size_bytes >= BATCH_BYTES_MAX:
             await self._next_batch()
         self._refuse_if_closing()
         entry, durable = self._batch.add_samples(device, samples)

@@ -60,6 +60,9 @@ class Relay:
                 self._open.append(far_writer)
             if not self._cut:
                 await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+                for each in mine:  # both have said all: what is still on its way arrives
+                    each.close()
+                    await each.wait_closed()
         except OSError:
             pass  # one side reset its connection, or nobody listens there: the other side is to see the same
         finally:

@@ -10,6 +10,7 @@ from edge_runtime.pipeline.windowing import Windowing
 from edge_runtime.records import Sample, Stamp
 
 SAMPLES = 200_000
+GOAL = 10_000
 POINTS = 9
 CASES: dict[str, dict[str, Any]] = {
     "count 64 step 16": {"count": 64, "step": 16},
@@ -32,6 +33,7 @@ def samples(bad_every: int) -> list[Sample]:
 
 
 def main() -> list[dict[str, Any]]:
+    """name, ours, bare (here: the goal), ratio."""
     table = []
     for name, spec in CASES.items():
         stream = samples(10 if "bad" in name else 0)
@@ -42,8 +44,9 @@ def main() -> list[dict[str, Any]]:
             windows += len(windowing.push(sample))
         rate = SAMPLES / (perf_counter() - began)
         table.append(
-            {"what": f"windowing, {name}", "samples_per_s": round(rate), "windows": windows, "ratio": round(rate / 10_000, 1)}
+            {"name": f"windowing, {name} (samples/s)", "ours": round(rate), "bare": GOAL, "ratio": round(rate / GOAL, 1)}
         )
+        assert windows
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import socket
 import sqlite3
@@ -148,6 +149,24 @@ def test_a_ledger_that_cannot_be_written_is_503_until_it_can(tmp_path: Path) -> 
         locker.close()
         assert exchange(connection, b"GET /healthz HTTP/1.1\r\n\r\n")[0] == 200
         assert exchange(connection, post("/v1/batch", payload(1, 10)))[0] == 200
+
+
+def test_a_disk_that_takes_no_more_is_503_until_there_is_room(tmp_path: Path) -> None:
+    with receiver(tmp_path) as far_end, connected(far_end) as connection:
+        assert far_end.process is not None
+        assert exchange(connection, post("/v1/batch", payload(1, 10)))[0] == 200
+        pid, limits = far_end.process.pid, resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))  # no file of it may grow beyond this
+        first, status, answer = 11, 200, None
+        while status == 200:
+            status, answer = exchange(connection, post("/v1/batch", payload(first, 100)))
+            first += 100
+        assert (status, "refused" in answer) == (503, False)
+        assert "disk" in answer["hint"]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+        status, answer = exchange(connection, post("/v1/batch", payload(first - 100, 100)))
+        assert (status, answer["lanes"][0]["ranges"]) == (200, [[1, first - 1]])
+        assert far_end.stop()["unique"] == first - 1
 
 
 def test_batches_that_wait_commit_together(tmp_path: Path) -> None:

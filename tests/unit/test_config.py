@@ -264,3 +264,18 @@ def test_nor_when_the_rest_is_fine(tree: object, key: str) -> None:
     except ConfigError as error:
         shown = str(error)
         assert "<text>:1: " in shown
+
+
+def test_a_window_that_the_journal_cannot_hold_is_refused() -> None:
+    text = """
+site: s
+gateway: g
+devices: {box: {adapter: mqtt, options: {url: "mqtt://127.0.0.1", topics: [a], client_id: c}, points: [{name: a, path: a}]}}
+pipelines: {big: {device: box, window: {count: 600}}}
+outbox: {journal_rows_max: 1000}
+"""
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(text, Registry())
+    assert [(each.key, each.value) for each in caught.value.problems] == [("pipelines.big.window.count", 600)]
+    assert "1200" in caught.value.problems[0].hint
+    config.load(text.replace("1000", "1200"), Registry())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -208,6 +211,14 @@ def test_the_plan_can_be_shown() -> None:
 def test_a_point_larger_than_a_block_is_unusable() -> None:
     with pytest.raises(Unusable, match="point p has 4 registers, block_registers_max is 3"):
         plan(options(block_registers_max=3), [point(address=0, type="float64")])
+
+
+def test_what_the_guide_declares_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guide-modbus.md").read_text()
+    (sample,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    for device in yaml.safe_load(sample)["devices"].values():
+        points = [Point.model_validate(each) for each in device["points"]]
+        assert Modbus.describe(Options.model_validate(device["options"]), points)
 
 
 def test_devices_share_a_line_by_host_and_port_or_by_serial_port() -> None:

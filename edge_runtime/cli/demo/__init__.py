@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with _stderr_to(folder / LOG):
             account, seconds = asyncio.run(Performance(folder, args.seconds, args.broker_port, shown).run())
-        shown.account(account, seconds)
+        show.finish(account, seconds, args.json)
         clean = not account.problems
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None

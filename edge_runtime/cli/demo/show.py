@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Protocol
 
 from edge_runtime.cli.demo import picture as pictures
@@ -14,13 +13,11 @@ JSON_S = 1.0
 
 
 class Show(Protocol):
-    """`picture` is called a few times a second; `close` once, before `account` or an error."""
+    """`picture` is called a few times a second; `close` once, before an account or an error is printed."""
 
     def picture(self, now: Picture) -> None: ...
 
     def close(self) -> None: ...
-
-    def account(self, account: Account, seconds: float) -> None: ...
 
 
 def choose(as_json: bool, live: bool) -> Show:
@@ -51,9 +48,6 @@ class PlainLines:
     def close(self) -> None:
         """Nothing to tidy up."""
 
-    def account(self, account: Account, seconds: float) -> None:
-        print_account(account, seconds)
-
 
 class JsonLines:
     """{"type": "progress", ...} every second, {"type": "account", ...} at the end."""
@@ -63,21 +57,18 @@ class JsonLines:
 
     def picture(self, now: Picture) -> None:
         if now.elapsed_s >= self._next_s:
-            self._print(to_json(now))
+            print(to_json(now).decode(), flush=True)
             self._next_s = now.elapsed_s + JSON_S
 
     def close(self) -> None:
         """Nothing to tidy up."""
 
-    def account(self, account: Account, seconds: float) -> None:
-        self._print(to_json(account))
 
-    def _print(self, line: bytes) -> None:
-        sys.stdout.write(line.decode() + "\n")
-        sys.stdout.flush()
-
-
-def print_account(account: Account, seconds: float) -> None:
+def finish(account: Account, seconds: float, as_json: bool) -> None:
+    """Prints the account."""
+    if as_json:
+        print(to_json(account).decode(), flush=True)
+        return
     print(f"\naccount of {seconds:.0f} s")
     for line in lines(account):
         print(f"  {line}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge_runtime.cli.demo import show
-from edge_runtime.cli.demo.account import Account
 from edge_runtime.cli.demo.picture import Picture
 from edge_runtime.cli.demo.watching import LAST_MAX, Judged
 
@@ -19,7 +17,7 @@ _STYLES = {"found": "bold green", "missed": "bold yellow", "false alarm": "bold 
 
 
 class View:
-    """Show on a terminal. The last picture stays, and the account stands below it."""
+    """show.Show on a terminal. The last picture stays, and the account stands below it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -39,9 +37,6 @@ class View:
         if self._begun:
             self._live.stop()
             self._begun = False
-
-    def account(self, account: Account, seconds: float) -> None:
-        show.print_account(account, seconds)
 
 
 def render(now: Picture, width: int) -> RenderableType:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edge_runtime.bus import messages
-from edge_runtime.bus.messages import BadMessage, Failure, ReceiptMessage
+from edge_runtime.bus.messages import BadMessage, Batch, Failure, Hello, ReceiptMessage
 from edge_runtime.outbox.sinks.receipts import merged
 from edge_runtime.ports import Receipt, Refused, SinkError, Worker
 from edge_runtime.records import Record
@@ -39,8 +39,8 @@ _HINTS = {
 
 T = TypeVar("T")
 
-_Answer = tuple[int, bytes]
-"""Status, body."""
+_Answer = tuple[int, bytes, str]
+"""Status, body, digest of what was sent."""
 
 
 class HttpsSink:
@@ -75,7 +75,7 @@ class HttpsSink:
         if self._worker is None:
             self._worker = self._new_worker()
         await self._in_time(self._prepare)
-        answer = await self._ask("/v1/hello", messages.pack(messages.hello(self._site, self._gateway, epochs)))
+        answer = await self._ask("/v1/hello", messages.hello(self._site, self._gateway, epochs))
         if not set(epochs) <= set(answer.epochs):
             raise SinkError(f"{self._url}: the answer to our hello is of other epochs", "is the far end `edge-runtime receive`?")
         return answer.receipt()
@@ -83,7 +83,7 @@ class HttpsSink:
     async def send(self, records: Sequence[Record]) -> Receipt:
         receipts = []
         for part in messages.batches(self._site, self._gateway, records):
-            receipts.append((await self._ask("/v1/batch", messages.pack(part))).receipt())
+            receipts.append((await self._ask("/v1/batch", part)).receipt())
         return merged(receipts)
 
     async def close(self) -> None:
@@ -95,9 +95,9 @@ class HttpsSink:
             finally:
                 worker.close()
 
-    async def _ask(self, path: str, payload: bytes) -> ReceiptMessage:
-        status, body = await self._in_time(self._exchange, path, payload)
-        return self._understood(status, body, messages.digest(payload))
+    async def _ask(self, path: str, message: Batch | Hello) -> ReceiptMessage:
+        status, body, digest = await self._in_time(self._exchange, path, message)
+        return self._understood(status, body, digest)
 
     async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
         """Takes `timeout_s` at most, whatever the far end does: a server that sends a byte now and then would outwit the
@@ -177,7 +177,9 @@ class HttpsSink:
         if self._token_file is not None:
             self._headers["Authorization"] = f"Bearer {_token(self._token_file)}"
 
-    def _exchange(self, path: str, payload: bytes) -> _Answer:
+    def _exchange(self, path: str, message: Batch | Hello) -> _Answer:
+        """Packs here, too: compressing a large batch would hold up everything else in the gateway."""
+        payload = messages.pack(message)
         reused = self._connection is not None
         try:
             return self._exchange_once(path, payload)
@@ -196,12 +198,12 @@ class HttpsSink:
             answer = self._connection.getresponse()
             body = answer.read(ANSWER_BYTES_MAX)
             if answer.isclosed() and not answer.will_close:
-                return answer.status, body
+                return answer.status, body, messages.digest(payload)
         except BaseException:
             self._drop()
             raise
         self._drop()
-        return answer.status, body
+        return answer.status, body, messages.digest(payload)
 
     def _connect(self) -> http.client.HTTPConnection:
         if not self._tls:
