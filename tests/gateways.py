@@ -6,7 +6,7 @@ with mosquitto(tmp_path, **PATIENT) as broker, receiver(tmp_path) as far_end, ga
     with publisher(broker, rate=500, count=5_000) as machine:
         edge.kill(); edge.start()           # kill -9, and up again with the same files
         machine.finish()
-    delivered(far_end, "all", 5_000)
+    edge.delivers(far_end, "all", 5_000)
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any
 from brokers import Broker
 from receivers import ReceiverProcess
 
-END_S_MAX = 40.0
+END_S_MAX = 20.0
 POLL_S = 0.01
 POINTS = 9
 TOPIC = "factory/press"
-PATIENT: dict[str, Any] = {"max_queued_messages": 0, "log_type": "error"}
+PATIENT: dict[str, Any] = {"max_queued_messages": 0, "log_type": "all"}
 """Settings of a broker that keeps whatever comes while the gateway is away."""
 
 _LIBC = ctypes.CDLL(None)
@@ -81,10 +81,19 @@ class GatewayProcess:
 
     def kill(self) -> None:
         """kill -9"""
+        assert not self.ended(), self.log.read_text()[-3000:]
+        self.end()
+
+    def end(self) -> None:
+        """kill -9, if it still runs."""
         if self.process is not None:
             process, self.process = self.process, None
             process.kill()
             process.wait()
+
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Returns the exit status."""
@@ -104,13 +113,15 @@ class GatewayProcess:
 
     def wait(self, name: str, **fields: Any) -> dict[str, Any]:
         """The first such event since its last start."""
-        until(lambda: self.events(name, **fields) or self._check_alive(), f"{name} {fields} of the gateway")
-        return self.events(name, **fields)[0]
+        until(lambda: self.events(name, **fields) or self.ended(), f"{name} {fields} of the gateway")
+        found = self.events(name, **fields)
+        assert found, f"the gateway ended: {self.log.read_text()[-3000:]}"
+        return found[0]
 
-    def _check_alive(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"the gateway ended: {self.log.read_text()[-3000:]}"
-        return False
+    def delivers(self, far_end: ReceiverProcess, source: str, records: int, limit_s: float = END_S_MAX) -> None:
+        """Returns when at least so many records of a pipeline have come."""
+        until(lambda: count(far_end.file, source) >= records or self.ended(), f"{records} records of {source}", limit_s)
+        assert not self.ended(), f"the gateway ended: {self.log.read_text()[-3000:]}"
 
     @property
     def rss_bytes(self) -> int:
@@ -126,7 +137,7 @@ def gateway(folder: Path, settings: dict[str, Any]) -> Iterator[GatewayProcess]:
     try:
         yield process
     finally:
-        process.kill()
+        process.end()
 
 
 class Child:
@@ -229,11 +240,6 @@ def bodies(file: Path, source: str) -> list[Any]:
 def numbers(file: Path, source: str = "all") -> list[int]:
     """Of the forwarded messages, sorted."""
     return sorted(int(body["values"]["f0"]) for body in bodies(file, source) if body["values"]["f0"] is not None)
-
-
-def wait_for(far_end: ReceiverProcess, source: str, records: int, limit_s: float = END_S_MAX) -> None:
-    """Until at least so many have come."""
-    until(lambda: count(far_end.file, source) >= records, f"{records} records of {source}", limit_s)
 
 
 def assert_once(far_end: ReceiverProcess, expected: list[int], source: str = "all") -> None:

@@ -8,6 +8,7 @@ with scripted_serial(reply) as (port, device):          # reply(request) -> [(de
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import functools
 import os
@@ -79,7 +80,9 @@ def _program() -> str:
     if subprocess.run(["pkg-config", "--exists", "libmodbus"], check=False).returncode:
         pytest.skip("NO LIBMODBUS: the Modbus traps are NOT tested against it (apt install libmodbus-dev pkg-config)")
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", "libmodbus"], check=True, capture_output=True, text=True).stdout
-    program = Path(tempfile.mkdtemp(prefix="modbus-server-")) / "modbus_server"
+    folder = tempfile.mkdtemp(prefix="modbus-server-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = Path(folder) / "modbus_server"
     subprocess.run(["cc", "-O1", "-Wall", "-Werror", "-Wno-overflow", "-o", program, _SOURCE, *flags.split()], check=True)
     return str(program)
 

@@ -63,12 +63,12 @@ class Modbus(Adapter):
         self._ready = True
 
     async def read(self) -> Sequence[Sample]:
-        if not self._ready:
+        link, unit_id, index = self._link(), self._options.unit_id, 0
+        if not self._ready or link.owes(unit_id):  # another device entry may have asked the same unit
             raise LinkLost("the last request got no answer", "the device is off, busy, or not the unit that was asked")
         self._ready = False  # until all is read: whatever ends this early leaves an answer open
         values: dict[str, Value] = {}
         faults: dict[str, str] = {}
-        link, unit_id, index = self._link(), self._options.unit_id, 0
         while index < len(self._blocks):
             block = self._blocks[index]
             answer = await link.ask(unit_id, block.table, block.address, block.count)

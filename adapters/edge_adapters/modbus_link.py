@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 CANARIES_MAX = 4
 """Answers of a wrong length, one after the other, until the unit is given up."""
 CANARY_LENGTHS = 8
+"""Different lengths that are tried before one is used again."""
 QUIET_ROUNDS_MAX = 100
-"""A line that is not silent for so many times `quiet_s` is given up."""
+"""A line that is not silent in so many waits is given up."""
 
 EXCEPTIONS = {
     1: "illegal function",
@@ -77,8 +78,7 @@ class Link:
         self._silence_s = 0.0
         self._stirred = 0
         self._owed: dict[int, set[int]] = {}
-        characters_s = 11 / options.baudrate
-        self._pause_s = max(3.5 * characters_s, 0.00175) if options.serial else 0.0
+        self._pause_s = max(3.5 * 11 / options.baudrate, 0.00175) if options.serial else 0.0  # 3.5 characters between frames
 
     async def connect(self) -> None:
         """Connects if it is not connected. Raises LinkLost, or Unusable where the library is missing."""
@@ -130,6 +130,10 @@ class Link:
             raise WrongAnswer(f"unit {unit_id} answered {len(answer)} values for {count} asked ({table} {address})", _CONFUSED)
         owed.clear()
         return answer
+
+    def owes(self, unit_id: int) -> bool:
+        """RTU: an answer of this unit may still come, so nothing but `settle` may ask it."""
+        return self.options.serial is not None and bool(self._owed.get(unit_id))
 
     async def settle(self, unit_id: int, table: Table, address: int, sizes: Sequence[int]) -> None:
         """RTU: makes sure that the unit is there and owes no answer. `sizes` (bytes) are the answers that an earlier run of this

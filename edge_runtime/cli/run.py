@@ -61,8 +61,8 @@ async def _serve(settings: Config, folder: Path, world: World) -> None:
 
 def real_world(registry: Any, log: Any) -> World:
     """The machine that we run on."""
-    from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
     from edge_runtime.address import address
+    from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
     from edge_runtime.bus.broker import PahoBus
     from edge_runtime.bus.host import BrokerHost
     from edge_runtime.gateway import World

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from brokers import mosquitto
-from gateways import PATIENT, POINTS, assert_once, bodies, config, gateway, press, publisher, wait_for
+from gateways import PATIENT, POINTS, assert_once, bodies, config, gateway, press, publisher
 from publishing import values
 from receivers import receiver
 
@@ -58,8 +58,8 @@ def campaign(folder: Path, kills: int) -> None:
                 acknowledged = machine.finish()
             assert len(acknowledged) == count
             windows = expected_windows(acknowledged)
-            wait_for(far_end, "all", count)
-            wait_for(far_end, "windows", len(windows))
+            edge.delivers(far_end, "all", count)
+            edge.delivers(far_end, "windows", len(windows))
             assert edge.stop() == 0
         assert_once(far_end, acknowledged)
         got = bodies(far_end.file, "windows")

@@ -104,7 +104,7 @@ def test_late_answers_are_never_taken_for_another(seed: int) -> None:
         with scripted_serial(reply) as port:
             points = [{"name": f"r{n}", "address": 3 * n} for n in range(4)]
             adapter = build(rtu(port, baudrate=115200, gap_registers_max=0), points)
-            await reopen_until_there(adapter, 0.06)
+            await reopen_until_there(adapter, 0.25)
             for _ in range(40):
                 try:
                     values = await read(adapter, timeout_s=0.06)
@@ -113,10 +113,10 @@ def test_late_answers_are_never_taken_for_another(seed: int) -> None:
                     assert [value & 0xFF for value in values.values()] == [count - 3 + n & 0xFF for n in range(4)]
                 except TimeoutError:
                     stalls += 1
-                    await reopen_until_there(adapter, 0.06)
+                    await reopen_until_there(adapter, 0.25)
             await adapter.close()
         assert stalls >= 5
-        assert good >= 10
+        assert good >= 5
 
     asyncio.run(main())
 
@@ -278,6 +278,38 @@ def test_a_silent_unit_does_not_disturb_the_others_on_the_line() -> None:
             assert await read(three) == {"a": 3}
             await three.close()
             assert (line.users, line.shared._client) == (0, None)
+
+    asyncio.run(main())
+
+
+def test_two_device_entries_of_one_unit_never_get_each_others_late_answer() -> None:
+    """A fast and a slow group of points of the same unit, one register each."""
+    late_s = 0.0
+
+    def reply(request: bytes) -> list[tuple[float, bytes]]:
+        _, address, count = asked(request)
+        return [(late_s if address == 1 else 0.0, registers_answer(request, [address] * count))]
+
+    async def main() -> None:
+        nonlocal late_s
+        with scripted_serial(reply) as port:
+            line = Line("shared")
+            fast, slow = (build(rtu(port), [{"name": "a", "address": n}], line, f"group{n}") for n in (1, 2))
+            await fast.open()
+            await slow.open()
+            for _ in range(3):
+                late_s = 0.08
+                with pytest.raises(TimeoutError):
+                    await read(fast, timeout_s=0.02)
+                with pytest.raises(LinkLost):
+                    await read(slow)
+                late_s = 0.0
+                await reopen(slow)
+                assert await read(slow) == {"a": 2}
+                await reopen(fast)
+                assert await read(fast) == {"a": 1}
+            await fast.close()
+            await slow.close()
 
     asyncio.run(main())
 

@@ -404,3 +404,14 @@ def test_a_missing_library_is_said_with_what_to_type(monkeypatch: pytest.MonkeyP
             await build(tcp(502), [{"name": "a", "address": 0}]).open()
 
     asyncio.run(main())
+
+
+def test_another_release_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its minor releases change what we build on."""
+    monkeypatch.setattr("pymodbus.__version__", "3.17.0")
+
+    async def main() -> None:
+        with pytest.raises(Unusable, match=r"pymodbus 3\.17\.0 is installed, 3\.16 is needed"):
+            await build(tcp(502), [{"name": "a", "address": 0}]).open()
+
+    asyncio.run(main())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edge_runtime import adapter, config, document
 from edge_runtime.adapter import Adapter, Field, Sample, Unusable
 from edge_runtime.config import ConfigError
+from edge_runtime.sources.registry import Registry
 
 
 class Meter(Adapter):
