@@ -277,6 +277,6 @@ outbox: {journal_rows_max: 1000}
 """
     with pytest.raises(config.ConfigError) as caught:
         config.load(text, Registry())
-    assert [(each.key, each.value) for each in caught.value.problems] == [("pipelines.big.window.count", 600)]
+    assert [(each.path, each.value) for each in caught.value.problems] == [("pipelines.big.window.count", "600")]
     assert "1200" in caught.value.problems[0].hint
     config.load(text.replace("1000", "1200"), Registry())
