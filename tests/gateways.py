@@ -31,7 +31,7 @@ END_S_MAX = 20.0
 POLL_S = 0.01
 POINTS = 9
 TOPIC = "factory/press"
-PATIENT: dict[str, Any] = {"max_queued_messages": 0, "log_type": "all"}
+PATIENT: dict[str, Any] = {"max_queued_messages": 0, "log_type": "error"}
 """Settings of a broker that keeps whatever comes while the gateway is away."""
 
 _LIBC = ctypes.CDLL(None)

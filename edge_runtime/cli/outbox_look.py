@@ -83,7 +83,9 @@ def _recognise(database: Database, path: Path) -> None:
     found = sqlite_utils.Database(connection).table_names()
     version = tables.version(database)
     if not {f"lane_{lane}" for lane in LANES} <= {*found} or not version:
-        raise OutboxError(f"{path}: is an SQLite file, but no outbox", "an outbox is `outbox.file` in the gateway's `data_dir`")
+        raise OutboxError(
+            f"{path}: is no outbox: its tables are not there", "an outbox is `outbox.file` in the gateway's `data_dir`"
+        )
     if version > tables.SCHEMA_VERSION:
         cause = f"{path}: written by a newer edge-runtime (format {version}, this one knows {tables.SCHEMA_VERSION})"
         raise OutboxError(cause, "update edge-runtime")

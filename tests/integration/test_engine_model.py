@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,21 @@ def known() -> KnownAnswers:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(store.find(NAME, []), tmp_path / NAME))
+
+
+@pytest.fixture
+def make_faulty() -> Iterator[Callable[..., FaultyEngine]]:
+    """Released at the end, also of a test that fails: a thread that hangs would keep the process from ending."""
+    made: list[FaultyEngine] = []
+
+    def make(*accelerators: str) -> FaultyEngine:
+        made.append(FaultyEngine(TfliteEngine(), *accelerators))
+        return made[-1]
+
+    yield make
+    for faulty in made:
+        faulty.release()
+    _no_thread_is_left()
 
 
 async def opened(
@@ -179,9 +194,11 @@ def test_a_model_that_computes_something_else_fails_its_known_answers(folder: Pa
     run(test)
 
 
-def test_a_refused_accelerator_and_one_that_computes_wrong_are_passed_over(known: KnownAnswers) -> None:
+def test_a_refused_accelerator_and_one_that_computes_wrong_are_passed_over(
+    known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
+) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "edgetpu", "npu", "gpu")
+        faulty = make_faulty("edgetpu", "npu", "gpu")
         faulty.faults["edgetpu"].refuse = "the stick was pulled out"
         faulty.faults["npu"].off = 100
         faulty.faults["gpu"].fail = "out of memory"
@@ -197,9 +214,11 @@ def test_a_refused_accelerator_and_one_that_computes_wrong_are_passed_over(known
     run(test)
 
 
-def test_the_first_accelerator_that_is_right_is_taken_and_never_runs_inline(known: KnownAnswers) -> None:
+def test_the_first_accelerator_that_is_right_is_taken_and_never_runs_inline(
+    known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
+) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         model = await opened(accelerator="edgetpu", available=[faulty, TfliteEngine()])
         assert model.executed_on == "faulty:npu"
         assert not model.inline
@@ -210,9 +229,11 @@ def test_the_first_accelerator_that_is_right_is_taken_and_never_runs_inline(know
     run(test)
 
 
-def test_a_stuck_accelerator_is_left_behind_and_the_next_window_goes_to_the_next_in_the_chain(known: KnownAnswers) -> None:
+def test_a_stuck_accelerator_is_left_behind_and_the_next_window_goes_to_the_next_in_the_chain(
+    known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
+) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=0.2, attempt_s_max=0.5)
         before = await model.infer(known.windows[0])
         faulty.faults["npu"].stuck = True
@@ -226,29 +247,27 @@ def test_a_stuck_accelerator_is_left_behind_and_the_next_window_goes_to_the_next
         assert after.outputs == before.outputs
         assert any("did not answer" in trial.reason for trial in model.trials)
         model.close()
-        faulty.release()
 
     run(test)
-    _no_thread_is_left()
 
 
-def test_an_accelerator_that_hangs_while_it_is_tried_is_passed_over() -> None:
+def test_an_accelerator_that_hangs_while_it_is_tried_is_passed_over(make_faulty: Callable[..., FaultyEngine]) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         faulty.faults["npu"].stuck = True
         model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], attempt_s_max=0.3)
         assert model.executed_on == "tflite:cpu"
         assert faulty.loads == 1  # not every artefact in turn on what hangs
         model.close()
-        faulty.release()
 
     run(test)
-    _no_thread_is_left()
 
 
-def test_closing_while_the_accelerator_hangs_does_not_wait_for_it(known: KnownAnswers) -> None:
+def test_closing_while_the_accelerator_hangs_does_not_wait_for_it(
+    known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
+) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         model = await opened(accelerator="npu", available=[faulty], infer_s_max=60)
         faulty.faults["npu"].stuck = True
         hanging = asyncio.create_task(model.infer(known.windows[0]))
@@ -257,15 +276,15 @@ def test_closing_while_the_accelerator_hangs_does_not_wait_for_it(known: KnownAn
         with pytest.raises(asyncio.CancelledError):
             await hanging
         model.close()
-        faulty.release()
 
     run(test)
-    _no_thread_is_left()
 
 
-def test_an_accelerator_that_hung_once_is_used_again_when_it_is_well(known: KnownAnswers) -> None:
+def test_an_accelerator_that_hung_once_is_used_again_when_it_is_well(
+    known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
+) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=0.2)
         faulty.faults["npu"].stuck = True
         with pytest.raises(Stuck):
@@ -273,15 +292,15 @@ def test_an_accelerator_that_hung_once_is_used_again_when_it_is_well(known: Know
         faulty.faults["npu"].stuck = False
         assert (await model.infer(known.windows[0])).executed_on == "faulty:npu"
         model.close()
-        faulty.release()
 
     run(test)
-    _no_thread_is_left()
 
 
-def test_an_error_of_the_engine_is_told_and_the_session_stays(known: KnownAnswers) -> None:
+def test_an_error_of_the_engine_is_told_and_the_session_stays(
+    known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
+) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         model = await opened(accelerator="npu", available=[faulty])
         loads = faulty.loads
         faulty.faults["npu"].fail = "bus error"
@@ -295,9 +314,9 @@ def test_an_error_of_the_engine_is_told_and_the_session_stays(known: KnownAnswer
     run(test)
 
 
-def test_a_cancelled_window_does_not_disturb_the_next(known: KnownAnswers) -> None:
+def test_a_cancelled_window_does_not_disturb_the_next(known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]) -> None:
     async def test() -> None:
-        faulty = FaultyEngine(TfliteEngine(), "npu")
+        faulty = make_faulty("npu")
         model = await opened(accelerator="npu", available=[faulty])
         wanted = await model.infer(known.windows[-1])
         for _ in range(50):
@@ -313,9 +332,9 @@ def test_a_cancelled_window_does_not_disturb_the_next(known: KnownAnswers) -> No
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "npu"])
-def test_a_closed_model_says_so(known: KnownAnswers, accelerator: str) -> None:
+def test_a_closed_model_says_so(known: KnownAnswers, accelerator: str, make_faulty: Callable[..., FaultyEngine]) -> None:
     async def test() -> None:
-        model = await opened(accelerator=accelerator, available=[FaultyEngine(TfliteEngine(), "npu"), TfliteEngine()])
+        model = await opened(accelerator=accelerator, available=[make_faulty("npu"), TfliteEngine()])
         await model.infer(known.windows[0])
         model.close()
         model.close()
@@ -323,7 +342,6 @@ def test_a_closed_model_says_so(known: KnownAnswers, accelerator: str) -> None:
             await model.infer(known.windows[0])
 
     run(test)
-    _no_thread_is_left()
 
 
 def test_a_model_that_runs_inline_leaves_no_thread_behind() -> None:
