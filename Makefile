@@ -21,9 +21,10 @@ test: $(VENV)/.dev system lint  ## Lint, types and all tests
 	$(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/.dev system  ## Measure, and print a table of ratios
-	$(BIN)/pytest -m bench -s $(ARGS) tests/bench
+	$(BIN)/python -m tests.bench $(ARGS)
 
-soak: $(VENV)/.dev system  ## Run the simulator over many more seeds (SEEDS=5000)
+soak: $(VENV)/.dev system  ## The campaigns at full length (EDGE_SEEDS=3000 EDGE_KILLS=50 EDGE_OUTAGE_S=35)
+	EDGE_SEEDS=$(or $(EDGE_SEEDS),3000) $(BIN)/pytest $(ARGS) tests/sim
 	$(BIN)/pytest -m soak -s $(ARGS) tests
 
 lint: $(VENV)/.dev  ## Style (ruff) and types (mypy --strict)

@@ -113,7 +113,11 @@ class Pipeline(Section):
     """Points -> window -> model -> rules. Without `window`, every sample is forwarded as it is."""
 
     device: Name = Field(description="The device whose samples it takes", examples=["press"])
-    points: list[str] | None = Field(None, min_length=1, description="Points in the model's order (default: all, as declared)")
+    points: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Points in the model's order (default: those that the model names; without a model: all, as declared)",
+    )
     window: Window | None = Field(
         None, description="Which samples make a window; without it every sample is forwarded", examples=[{"count": 64}]
     )

@@ -109,7 +109,7 @@ def _fits_the_journal(doc: Document, here: Path) -> Iterator[Problem]:
 def _brokers(doc: Document) -> Iterator[Problem]:
     """Every URL of a broker can be understood, and `local` means one."""
     mode = doc.at(("broker", "mode")) or "none"
-    if mode == "external":
+    if mode != "none":
         yield from _url(doc, ("broker", "url"))
     for name, sink in _mapping(doc.at(("sinks",))).items():
         here: Path = ("sinks", name, "url")

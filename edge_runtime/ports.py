@@ -67,6 +67,10 @@ class Worker(Protocol):
 
     def close(self) -> None: ...
 
+    def abandon(self) -> None:
+        """Like `close`, but waits for nothing: for a call that may never come back. Its thread ends when the call does."""
+        ...
+
 
 # --- MQTT ------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +128,8 @@ class Connection(Protocol):
         ...
 
     async def subscribe(self, *filters: str, qos: int = 1) -> None:
-        """Raises BrokerError when the broker refuses one of them (it names the filter)."""
+        """Raises BrokerError when the broker refuses one of them (it names the filter). Where a session was there with so many
+        messages that they have to be received first, it returns before the answer, and a refusal ends the connection."""
         ...
 
     async def receive(self) -> Message:
@@ -165,14 +170,24 @@ class Database(Protocol):
 class Disk(Protocol):
     """Files of the outbox: opens a database, tells sizes, sets a broken one aside."""
 
-    def open(self, path: Path) -> Database: ...
+    def open(self, path: Path, *, damaged: bool = False) -> Database:
+        """`damaged`: to read what can be read, also of a file that is shorter than it says."""
+        ...
 
     def size_bytes(self, path: Path) -> int:
         """Bytes of the database with its -wal and -shm files; 0 if it is not there."""
         ...
 
+    def log_bytes(self, path: Path) -> int:
+        """Bytes of its -wal file."""
+        ...
+
     def set_aside(self, path: Path) -> Path:
         """Renames the database (with its -wal and -shm) to a new name beside it; never overwrites, never deletes."""
+        ...
+
+    def move(self, path: Path, target: Path) -> None:
+        """Renames a closed database; nothing may be at `target`."""
         ...
 
 

@@ -90,7 +90,8 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pipeline made of one window. `id` depends on the window and the model only."""
+    """What a pipeline made of one window. `id` depends on the window and the model only. `fault` says why there are no
+    outputs, where the model could not compute this window."""
 
     id: str
     pipeline: str
@@ -104,6 +105,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     artefact: str = ""
     executed_on: str = ""
     outputs: dict[str, float]
+    fault: str = ""
     alarms: tuple[str, ...] = ()
 
 

@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import ctypes
 import json
+import select
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from brokers import Broker
+from publishing import TOPIC
 from receivers import ReceiverProcess
 
 END_S_MAX = 20.0
 POLL_S = 0.01
 POINTS = 9
-TOPIC = "factory/press"
 PATIENT: dict[str, Any] = {"max_queued_messages": 0, "log_type": "error"}
 """Settings of a broker that keeps whatever comes while the gateway is away."""
 
@@ -62,22 +63,27 @@ def config(devices: dict[str, Any], sinks: dict[str, Any], **more: Any) -> dict[
 class GatewayProcess:
     """`start`, `kill` and `stop` as often as you like; configuration and data stay."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], *, without: Sequence[str] = (), inside: Sequence[str] = ()
+    ) -> None:
+        """`without`: modules that count as not installed. `inside`: a command that runs it (`unshare -n ...`)."""
         folder.mkdir(parents=True, exist_ok=True)
+        blocked = "".join(f"sys.modules[{name!r}] = None; " for name in without)
+        code = f"import sys; {blocked}from edge_runtime.cli import main; sys.exit(main())"
+        program = ["-c", code] if without else ["-m", "edge_runtime"]
         self.file = folder / "gateway.json"
         self.file.write_text(json.dumps(settings))
         self.data_dir = folder / settings.get("data_dir", "data")
         self.log = folder / "gateway.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.command = [*inside, sys.executable, *program, "run", str(self.file)]
         self._life_at = 0
 
     def start(self) -> None:
         assert self.process is None, "it runs already"
         self._life_at = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "edge_runtime", "run", str(self.file)], stderr=log, preexec_fn=die_with_parent
-            )
+            self.process = subprocess.Popen(self.command, stderr=log, preexec_fn=die_with_parent)
 
     def kill(self) -> None:
         """kill -9"""
@@ -98,8 +104,13 @@ class GatewayProcess:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Returns the exit status."""
         assert self.process is not None
+        self.process.send_signal(how)
+        return self.wait_end()
+
+    def wait_end(self) -> int:
+        """Returns the exit status."""
+        assert self.process is not None
         process, self.process = self.process, None
-        process.send_signal(how)
         status = process.wait(END_S_MAX)
         assert "Traceback" not in self.log.read_text(), self.log.read_text()[-3000:]
         return status
@@ -131,8 +142,8 @@ class GatewayProcess:
 
 
 @contextmanager
-def gateway(folder: Path, settings: dict[str, Any]) -> Iterator[GatewayProcess]:
-    process = GatewayProcess(folder, settings)
+def gateway(folder: Path, settings: dict[str, Any], **more: Sequence[str]) -> Iterator[GatewayProcess]:
+    process = GatewayProcess(folder, settings, **more)
     process.start()
     try:
         yield process
@@ -194,6 +205,10 @@ def uplink(to_port: int) -> Iterator[Uplink]:
 class Publisher(Child):
     """Publishes messages `first`..`first + count - 1`; `finish` returns the numbers that the broker has acknowledged."""
 
+    def waits(self) -> bool:
+        """Whether it still has something to publish."""
+        return not select.select([self.process.stdout], [], [], 0)[0]
+
     def finish(self) -> list[int]:
         acknowledged: list[int] = self.read()["acknowledged"]
         return acknowledged
@@ -223,6 +238,20 @@ def until(condition: Callable[[], object], what: str, limit_s: float = END_S_MAX
         time.sleep(POLL_S)
 
 
+def waiting(edge: GatewayProcess, lane: str = "sample") -> int:
+    """Records of a lane in the outbox."""
+    with closing(sqlite3.connect(f"{(edge.data_dir / 'outbox.db').as_uri()}?mode=ro", uri=True)) as database:
+        (found,) = database.execute(f"SELECT count(*) FROM lane_{lane}").fetchone()
+        return int(found)
+
+
+def newest(edge: GatewayProcess, lane: str = "sample") -> int:
+    """The highest seq of a lane in the outbox."""
+    with closing(sqlite3.connect(f"{(edge.data_dir / 'outbox.db').as_uri()}?mode=ro", uri=True)) as database:
+        (found,) = database.execute(f"SELECT max(seq) FROM lane_{lane}").fetchone()
+        return int(found or 0)
+
+
 def count(file: Path, source: str) -> int:
     """Records of a pipeline in a receiver's file."""
     with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
@@ -248,4 +277,4 @@ def assert_once(far_end: ReceiverProcess, expected: list[int], source: str = "al
     lost = [number for number in expected if not got[number]]
     twice = [number for number, times in got.items() if times > 1]
     strange = got.keys() - set(expected)
-    assert not (lost or twice or strange), f"lost {len(lost)} {lost[:9]}, twice {twice[:9]}, strange {sorted(strange)[:9]}"
+    assert not [*lost, *twice, *strange], f"lost {len(lost)} {lost[:9]}, twice {twice[:9]}, strange {sorted(strange)[:9]}"

@@ -1,7 +1,7 @@
 """A machine that publishes: python publishing.py PORT RATE FIRST COUNT (a process of its own, with a client of its own).
 
-Message n is {"id": n, "v": [n, n / 2, ..., seconds since 1970 when it was handed to the client]}, QoS 1. Says {"ready": true} when
-connected, and at the end {"acknowledged": [n, ...]}: those that the broker has acknowledged.
+Message n is {"id": n, "v": [n, n / 2, ..., seconds since 1970 when it was handed to the client]}, QoS 1. Says {"ready": true}
+when connected, and at the end {"acknowledged": [n, ...]}: those that the broker has acknowledged.
 """
 
 from __future__ import annotations

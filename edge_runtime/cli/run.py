@@ -45,11 +45,10 @@ async def _serve(settings: Config, folder: Path, world: World) -> None:
     running = asyncio.ensure_future(gateway.run())
 
     def stop() -> None:
-        # Before it has started there is nothing to drain; a second signal does not wait for the far ends any more.
-        if gateway.started.is_set() and not gateway.stopping:
-            gateway.stop()
-        else:
+        # A second signal does not wait for the far ends any more.
+        if gateway.stopping:
             running.cancel()
+        gateway.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -129,6 +128,10 @@ class locked:  # noqa: N801 - used like a function
             self._file.close()
             hint = "stop it, or give this gateway another `data_dir`"
             raise EdgeError(f"{self._folder}: another gateway is running on this folder", hint) from None
+        except OSError as error:
+            self._file.close()
+            hint = "SQLite needs locks too: put `data_dir` on a local file system"
+            raise EdgeError(f"{self._folder}: cannot be locked: {error.strerror}", hint) from None
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -12,6 +12,7 @@ Unknown keys are refused; an error names the file, the line, the key, the value 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -170,9 +171,7 @@ class Manifest(Section):
         out = values if isinstance(self.postprocess, ReconstructionError) else len(self.postprocess.outputs)
         for artefact in self.artefacts:
             for side, tensor, wanted in (("input", artefact.input, values), ("output", artefact.output, out)):
-                size = 1
-                for length in tensor.shape:
-                    size *= length
+                size = math.prod(tensor.shape)
                 if size != wanted:
                     raise ValueError(f"{artefact.file}: {side} shape {list(tensor.shape)} has {size} values, wanted {wanted}")
         return self

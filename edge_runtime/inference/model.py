@@ -46,6 +46,8 @@ class Inference(msgspec.Struct, frozen=True):
     outputs: dict[str, float]
     executed_on: str
     artefact: str
+    threshold: float | None = None
+    """Of the artefact that computed it: after a stuck accelerator another one may do."""
 
 
 class Stuck(EngineError):
@@ -110,7 +112,7 @@ class Model:
         self._prepared: Prepared | None = None
         self._closed = False
         self._one_at_a_time = asyncio.Lock()
-        self.name = stored.manifest.name
+        self.name, self.version = stored.manifest.name, stored.manifest.version
         self.rows = stored.manifest.input.rows
         self.points = tuple(point.name for point in stored.manifest.input.points)
         self.artefact = ""
@@ -131,26 +133,26 @@ class Model:
         """
         prepared = self._prepared
         if self.inline and prepared is not None:
-            return Inference(prepared.run(values), self.executed_on, self.artefact)
+            return self._inference(prepared.run(values))
         async with self._one_at_a_time:
-            return await self._infer_on_worker(values)
+            return self._inference(await self._infer_on_worker(values))
 
-    async def _infer_on_worker(self, values: Window) -> Inference:
+    def _inference(self, outputs: dict[str, float]) -> Inference:
+        return Inference(outputs, self.executed_on, self.artefact, self.threshold)
+
+    async def _infer_on_worker(self, values: Window) -> dict[str, float]:
         if self._closed:
             raise EngineError(f"model {self.name} is closed")
         if self._prepared is None:
             await self.prepare()
         prepared = self._prepared
         assert prepared is not None
-        executed_on, artefact = self.executed_on, self.artefact
         try:
-            what = f"model {self.name} on {executed_on}"
-            outputs = await self._thread.run(self._infer_s_max, what, prepared.run, values)
+            return await self._thread.run(self._infer_s_max, f"model {self.name} on {self.executed_on}", prepared.run, values)
         except Stuck:
             self._prepared = None
             self._attempt_s_max = min(self._attempt_s_max, REOPEN_S_MAX)
             raise
-        return Inference(outputs, executed_on, artefact)
 
     async def prepare(self) -> None:
         """Tries, chooses and loads. Raises EngineError with each reason when nothing computes the model here."""
@@ -202,7 +204,7 @@ class Model:
 
     def close(self) -> None:
         """May be called twice; not while an `infer` is running."""
-        self._closed, self.inline, self._prepared = True, False, None
+        self._closed, self._prepared = True, None
         self._thread.close()
 
 
@@ -212,16 +214,13 @@ class _Thread:
     def __init__(self, new_worker: Callable[[], Worker]) -> None:
         self._new_worker = new_worker
         self._worker: Worker | None = None
-        self._busy = False
-        """A call has begun and we did not see its end (it may be over since)."""
 
     async def run(self, limit_s: float, what: str, function: Callable[..., T], *args: Any) -> T:
         if self._worker is None:
             self._worker = self._new_worker()
-        self._busy = True
         try:
             async with asyncio.timeout(limit_s) as limit:
-                return await self._ended(self._worker, function, *args)
+                return await self._worker.run(function, *args)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -229,20 +228,8 @@ class _Thread:
             hint = "the next window tries again, and passes over what hangs"
             raise Stuck(f"{what} did not answer within {limit_s:g} s and was left behind", hint) from error
 
-    async def _ended(self, worker: Worker, function: Callable[..., T], *args: Any) -> T:
-        try:
-            result = await worker.run(function, *args)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            self._busy = False
-            raise
-        self._busy = False
-        return result
-
     def close(self) -> None:
-        """Never waits: closing a worker waits for its call, so one that may be in a call is let go instead. Its thread ends
-        when the call does."""
-        if self._worker is not None and not self._busy:
-            self._worker.close()
-        self._worker, self._busy = None, False
+        """Waits for no call that has begun: it may hang, and nobody wants its result any more."""
+        if self._worker is not None:
+            self._worker.abandon()
+        self._worker = None

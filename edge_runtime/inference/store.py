@@ -60,7 +60,7 @@ def find(reference: str, folders: Sequence[Path]) -> Path:
     for place in places:
         if (place / MANIFEST).is_file():
             return place
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(dict.fromkeys(map(str, places)))
     there = ", ".join(names(folders)) or "none"
     raise EngineError(f"no model {reference!r}: no {MANIFEST} in {looked}", f"there are: {there}")
 

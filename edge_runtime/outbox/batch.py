@@ -14,6 +14,10 @@ RECORD_OVERHEAD_BYTES = 120
 """What a row costs beside its body: ids, stamps, b-tree."""
 
 
+BATCH_BYTES_MAX = 2 * 2**20
+"""Of one transaction (less where the cap is small); callers wait for the next one. It bounds the memory and the WAL."""
+
+
 class Position(msgspec.Struct, frozen=True):
     """How far a pipeline is: the first row of the journal that it still needs, and the state of its rules."""
 
@@ -28,13 +32,14 @@ class Entry(msgspec.Struct):
 
     device: str
     samples: Sequence[Sample]
+    size_bytes: int
     numbers: list[int] = []
 
 
 class Batch:
     """Rows in lists and one wake: an own future and thread call for each row would cost three times the write."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.drafts: dict[Lane, list[Draft]] = {}
         self.entries: list[Entry] = []
         self.refused: list[tuple[str, Record, str]] = []
@@ -42,39 +47,55 @@ class Batch:
         self.acknowledged: dict[tuple[str, Lane], Ranges] = {}
         self.size_bytes = 0
         self._waiters: list[asyncio.Future[None]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = loop
 
     @property
     def empty(self) -> bool:
         """Nothing that anyone waits for, and nothing to note."""
         return not (self._waiters or self.acknowledged)
 
-    def add(self, drafts: Sequence[Draft]) -> asyncio.Future[None]:
+    def add(self, drafts: Sequence[Draft], size_bytes: int) -> asyncio.Future[None]:
         """The future is done when they are on the disk. A caller that is cancelled meanwhile leaves its rows in: they are
         written all the same. (One future a caller: a cancelled caller would cancel a shared one for all.)"""
+        lanes = self.drafts
         for draft in drafts:
-            lane = self.drafts.get(draft.lane)
-            if lane is None:
-                lane = self.drafts[draft.lane] = []
-            lane.append(draft)
-            self.size_bytes += len(draft.body) + RECORD_OVERHEAD_BYTES
+            lane = draft.lane
+            if lane in lanes:
+                lanes[lane].append(draft)
+            else:
+                lanes[lane] = [draft]
+        self.size_bytes += size_bytes
         return self.durable()
 
-    def add_samples(self, device: str, samples: Sequence[Sample]) -> tuple[Entry, asyncio.Future[None]]:
+    def add_samples(self, device: str, samples: Sequence[Sample], size_bytes: int) -> tuple[Entry, asyncio.Future[None]]:
         """The entry has its numbers when the future is done."""
-        entry = Entry(device, samples)
+        entry = Entry(device, samples, size_bytes)
         self.entries.append(entry)
-        self.size_bytes += sum(RECORD_OVERHEAD_BYTES + 16 * len(sample.values) + len(sample.message_id) for sample in samples)
+        self.size_bytes += size_bytes
         return entry, self.durable()
 
     def durable(self) -> asyncio.Future[None]:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
         return waiter
 
-    def wake(self) -> None:
+    def wake(self, error: Exception | None = None) -> None:
         for waiter in self._waiters:
-            if not waiter.done():
+            if waiter.done():
+                continue
+            if error is None:
                 waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+
+def samples_bytes(samples: Sequence[Sample]) -> int:
+    """Of the journal: values as they are encoded, and the message id twice (it has an index)."""
+    return sum(
+        RECORD_OVERHEAD_BYTES
+        + 9 * len(sample.values)
+        + sum(len(value) for value in sample.values if isinstance(value, str))
+        + sum(len(point) + len(reason) for point, reason in sample.faults.items())
+        + 2 * len(sample.message_id)
+        for sample in samples
+    )

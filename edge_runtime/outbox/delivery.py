@@ -58,6 +58,7 @@ class Delivery:
         self.course = Course(lanes, {})
         self.state = DeliveryState(confirms=sink.confirms)
         self._done = asyncio.Event()
+        self._wait_s = BACKOFF_S_MIN
 
     def depth(self) -> dict[Lane, int]:
         """Records on the disk that the far end does not have, by lane."""
@@ -71,12 +72,10 @@ class Delivery:
 
     async def run(self) -> None:
         self.course = Course(self._lanes, {lane: self._store.acknowledged(self.name, lane) for lane in self._lanes})
-        wait_s = BACKOFF_S_MIN
         try:
             while True:
                 try:
                     receipt = await self._sink.open(self._store.epochs)
-                    wait_s = BACKOFF_S_MIN
                     await self._take(receipt)
                     self._show(True, "", "")
                     self.course.split(self._store.heads)
@@ -84,8 +83,8 @@ class Delivery:
                 except SinkError as error:
                     self._show(False, error.cause, error.hint)
                     await self._close()
-                await asyncio.sleep(self._dice.uniform(0, wait_s))
-                wait_s = min(wait_s * 2, BACKOFF_S_MAX)
+                await asyncio.sleep(self._dice.uniform(0, self._wait_s))
+                self._wait_s = min(self._wait_s * 2, BACKOFF_S_MAX)
         finally:
             await self._close()
 
@@ -109,16 +108,19 @@ class Delivery:
             await self._send_once(records)
         except Refused as refused:
             if len(records) == 1:
-                await self._store.set_aside(self.name, records[0], refused.cause)
-                self._log.error(
-                    "record_refused", lane=records[0].lane, seq=records[0].seq, cause=refused.cause, hint=refused.hint
-                )
-                self.state.refused += 1
-                self._finish(records[0].lane, ((records[0].seq, records[0].seq),))
+                await self._set_aside(records[0], refused)
                 return
             half = len(records) // 2
             await self._send(records[:half])
             await self._send(records[half:])
+
+    async def _set_aside(self, record: Record, refused: Refused) -> None:
+        self._finish(
+            record.lane, ((record.seq, record.seq),)
+        )  # in one transaction with the gap record, or it would be told twice
+        await self._store.set_aside(self.name, record, refused.cause)
+        self._log.error("record_refused", lane=record.lane, seq=record.seq, cause=refused.cause, hint=refused.hint)
+        self.state.refused += 1
 
     async def _send_once(self, records: list[Record]) -> None:
         receipt = await self._sink.send(records)
@@ -126,6 +128,7 @@ class Delivery:
         lane, sent = records[0].lane, intervals.of(record.seq for record in records)
         if intervals.subtract(sent, self.course.done[lane]):
             raise SinkError("the far end's receipt does not cover what was sent", "see the receiver's log")
+        self._wait_s = BACKOFF_S_MIN  # not when it is only open: one that takes nothing must not be asked ten times a second
         self.state.batches += 1
         self.state.records += len(records)
 
@@ -140,7 +143,7 @@ class Delivery:
 
     def _skip_evicted(self, turn: Turn, records: list[Record]) -> None:
         """Seqs that are no more on the disk (a gap record tells the far end) are passed over for good."""
-        last = records[-1].seq if len(records) == self._limit else turn.last
+        last = records[-1].seq if records else turn.last
         gone = intervals.subtract(((turn.first, last),), intervals.of(record.seq for record in records))
         if gone:
             self._finish(turn.lane, gone)

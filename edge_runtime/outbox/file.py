@@ -1,35 +1,37 @@
 """The outbox's file as the store's two threads use it: one writes, one reads. Every method may raise DiskError; after `drop` the
-next call opens the file again, and one that was found corrupt is first set aside, salvaged and replaced (never deleted).
+next call opens the file again. One that was found corrupt is salvaged into a new file, set aside and replaced (never deleted).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import msgspec
 
-from edge_runtime.outbox import intervals, tables
-from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch
-from edge_runtime.outbox.database import PAGE_BYTES, full
+from edge_runtime.outbox import tables
+from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Batch
+from edge_runtime.outbox.database import DiskError, Transaction, corrupt, locked
 from edge_runtime.outbox.epochs import Epoch, in_use
-from edge_runtime.outbox.lanes import EVICT_SHARE, evict_order
+from edge_runtime.outbox.gaps import Change, Gaps
+from edge_runtime.outbox.room import Room
 from edge_runtime.outbox.salvage import salvage
 from edge_runtime.ports import Clock, Database, Disk, EdgeError, Ranges
-from edge_runtime.records import LANES, Draft, Gap, Lane, to_json
+from edge_runtime.records import LANES, Draft, Gap, Lane, Record
 
-PURGE_ROWS_MAX = 5_000
-"""Delivered records deleted in one transaction: a backlog of a million must not make it last for seconds."""
+SEEN_MAX, SEEN_BYTES, SEEN_SHARE = 50_000, 200, 16
+"""Message ids kept to recognise a redelivery: so many a device, and at most one part in SEEN_SHARE of the cap."""
 
-SEEN_MAX = 50_000
-"""Message ids kept for each device, to recognise a redelivery."""
+REFUSED_MAX, REFUSED_SHARE = 250, 64
+"""Refused records kept of each sink and lane for people to look at, and at most one part in so many of the cap."""
 
-REFUSED_MAX = 1_000
-"""Refused records kept for people to look at."""
+JOURNAL_SHARE = 4
+"""The journal's part of the cap: results must find room, or the pipelines could never free it."""
 
-FILL = 1.4
-"""Bytes on the disk for a byte of rows: pages are not full."""
+SALVAGED = ".salvaged"
+"""The new file beside the corrupt one, until it takes its place."""
 
 
 class Books(msgspec.Struct, frozen=True):
@@ -40,7 +42,9 @@ class Books(msgspec.Struct, frozen=True):
     acknowledged: dict[tuple[str, Lane], Ranges] = {}
     boots: dict[int, tuple[str, int | None]] = {}
     journal_rows: dict[str, int] = {}
+    journal_bytes: dict[str, int] = {}
     journal_heads: dict[str, int] = {}
+    journal_last: int = 0
     purge_left: bool = False
 
 
@@ -48,153 +52,253 @@ class OutboxFile:
     """`wal_bytes` is what the WAL may grow to; the cap holds for database, WAL and shared memory together."""
 
     def __init__(self, disk: Disk, path: Path, clock: Clock, *, size_bytes_max: int, wal_bytes: int) -> None:
-        self._disk, self._path, self._clock = disk, path, clock
-        self._pages_max = (size_bytes_max - wal_bytes) // PAGE_BYTES
+        self._disk, self._path, self._clock, self._size_bytes_max = disk, path, clock, size_bytes_max
+        self._room = Room(disk, path, size_bytes_max=size_bytes_max, log_bytes_max=wal_bytes, batch_bytes_max=BATCH_BYTES_MAX)
+        self._gaps = Gaps(clock)
         self._writer: Database | None = None
         self._reader: Database | None = None
-        self._corrupt = False
-        self._last_gap: tuple[int, Gap] | None = None
-        self._purged: dict[Lane, Ranges] = {}
-        self._sinks: dict[str, tuple[Lane, ...]] = {}
         self._pipelines: dict[str, str] = {}
-        self._pages_spare = 0
+        self._sinks_number = 1
+        self._trimmed: dict[str, int] = {}
+        self._unsure: tuple[Batch, Books] | None = None
+        self.corrupt = False
+        """Set when one of the two threads met corruption; both connections are closed before the file is replaced."""
+        self.offered: dict[Lane, int] = {}
+        """The highest seqs that a sink was given to send, in this run."""
         self.books = Books(dict.fromkeys(LANES, 0))
         self.lost: list[Gap] = []
         """Gaps made since the store last looked."""
+        self.aside: Path | None = None
+        """Where the file went that was found corrupt, if the store has not looked since."""
+        self.samples_lost = 0
+        """Rows of the journal that could not be salvaged, since the store last looked."""
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """What one transaction may hold."""
+        return self._room.batch_bytes_max
+
+    @property
+    def journal_bytes_max(self) -> int:
+        """What the samples of one device may take."""
+        return self._size_bytes_max // JOURNAL_SHARE // self._devices
+
+    @property
+    def _devices(self) -> int:
+        return max(1, len(dict.fromkeys(self._pipelines.values())))
+
+    @property
+    def _seen_max(self) -> int:
+        return min(SEEN_MAX, self._size_bytes_max // SEEN_SHARE // SEEN_BYTES // self._devices)
 
     # --- the writer's thread ---
 
     def start(self, epoch: str, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str]) -> None:
         """Begins an epoch, and forgets sinks and pipelines that are no more. `pipelines`: name -> device."""
-        self._sinks = {name: tuple(lanes) for name, lanes in sinks.items()}
-        self._pipelines = dict(pipelines)
-        database = self._write_connection()
+        self._pipelines, self._sinks_number = dict(pipelines), max(1, len(sinks))
+        self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()})
+        database = self._write_connection(epoch)
         with Transaction(database):
             heads, lows = tables.heads(database), tables.lows(database)
-            known = [*tables.epochs(database), Epoch(epoch, heads)]
-            tables.add_epoch(database, known[-1])
+            known = tables.epochs(database)
+            if epoch not in [each.name for each in known]:  # it is, if a COMMIT that failed had reached the disk
+                known.append(Epoch(epoch, heads))
+                tables.add_epoch(database, known[-1])
             kept = in_use(known, lows, heads)
             for gone in (each for each in known if each not in kept):
                 tables.forget_epoch(database, gone.name)
-            for sink in {sink: None for sink, _ in tables.acknowledged(database) if sink not in sinks}:
+            for sink in dict.fromkeys(sink for sink, _ in tables.acknowledged(database) if sink not in sinks):
                 tables.forget_sink(database, sink)
             for pipeline, (device, _, _) in tables.positions(database).items():
                 if pipelines.get(pipeline) != device:
                     tables.forget_position(database, pipeline)
             for device in tables.journal_counts(database):
                 if device not in pipelines.values():
-                    tables.trim_journal(database, device, 2**62, SEEN_MAX)
+                    tables.trim_journal(database, device, tables.ROW_MAX, self._seen_max)
             tables.boot_number(database, self._clock.now().boot)
-            self.books = self._read_books(database)
-
-    def write(self, batch: Batch, offered: Mapping[Lane, int]) -> None:
-        """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""
-        database = self._write_connection()
-        before = (list(self.lost), self._last_gap, dict(self._purged))
-        try:
-            with Transaction(database):
-                books = self._write(database, batch, offered)
-        except BaseException:
-            self.lost, self._last_gap, self._purged = before
-            self._pages_spare = 0
-            raise
+            books = self._read_books(database)
         self.books = books
 
-    def _write(self, database: Database, batch: Batch, offered: Mapping[Lane, int]) -> Books:
-        books = self.books
-        heads, acknowledged, purge_left = dict(books.heads), books.acknowledged, False
-        journal_rows, journal_heads = books.journal_rows, books.journal_heads
-        self._make_room(database, batch, heads, offered)
-        boots, numbers = self._number_boots(database, batch)
-        for lane, drafts in batch.drafts.items():
-            tables.insert(database, lane, books.epochs[-1].name, heads[lane] + 1, drafts, numbers)
-            heads[lane] += len(drafts)
-        for sink, record, cause in batch.refused:
-            tables.add_refused(database, sink, record, cause, REFUSED_MAX)
-            reason = f"refused by {sink}: {cause}"
-            self._declare(
-                database,
-                Gap(lane=record.lane, epoch=record.epoch, first=record.seq, last=record.seq, count=1, reason=reason),
-                heads,
-                offered,
-            )
-        tables.set_heads(database, {lane: head for lane, head in heads.items() if head != books.heads[lane]})
-        for entry in batch.entries:
-            entry.numbers = tables.add_to_journal(database, entry.device, entry.samples)
-        for position in batch.positions.values():
-            tables.set_position(database, position.pipeline, position.device, position.row, position.state)
-        if batch.entries or batch.positions:
-            journal_rows = self._count_journal(database, batch)
-            journal_heads = {
-                **journal_heads,
-                **{entry.device: max(entry.numbers) for entry in batch.entries if any(entry.numbers)},
-            }
-        if batch.acknowledged or books.purge_left:
+    def write(self, batch: Batch) -> None:
+        """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""
+        database = self._write_connection()
+        if self._landed(database, batch):
+            return
+        self._room.check_log(database, batch, purging=bool(batch.acknowledged or self.books.purge_left))
+        newest, books = dict(self._gaps.newest), None
+        change = Change(database, self.books.epochs[-1].name, self.books.heads, self.offered)
+        try:
+            with Transaction(database):
+                books = self._write(change, batch)
+        except BaseException:
+            self._gaps.newest = newest
+            self._room.forget()
+            self._trimmed = {}
+            self._unsure = (batch, books) if books else None  # it was the COMMIT
+            raise
+        self.books = books
+        self.lost += change.lost
+
+    def _landed(self, database: Database, batch: Batch) -> bool:
+        """A COMMIT that failed may have reached the disk all the same (its sync failed, then the log was read again): writing
+        the batch a second time would make every record of it twice."""
+        unsure, self._unsure = self._unsure, None
+        if unsure is None or unsure[0] is not batch:
+            return False
+        before, after = self.books, unsure[1]
+        now = (tables.heads(database), tables.journal_last(database))
+        if now == (before.heads, before.journal_last) or now != (after.heads, after.journal_last):
+            return False
+        self.books = self._read_books(database)
+        return True
+
+    def _write(self, change: Change, batch: Batch) -> Books:
+        books, database = self.books, change.database
+        acknowledged, purge_left = books.acknowledged, False
+        if batch.acknowledged:
             acknowledged = {**acknowledged, **batch.acknowledged}
             for (sink, lane), ranges in batch.acknowledged.items():
                 tables.set_acknowledged(database, sink, lane, ranges)
-            purge_left = self._purge(database, acknowledged, heads)
-        return Books(heads, books.epochs, acknowledged, boots, journal_rows, journal_heads, purge_left)
+        drafts = self._room.make(change, batch, self._gaps, acknowledged)
+        boots, numbers = self._number_boots(database, drafts)
+        for lane, rows in drafts.items():
+            tables.insert(database, lane, change.epoch, change.heads[lane] + 1, rows, numbers)
+            change.heads[lane] += len(rows)
+        for sink, record, cause in batch.refused:
+            self._set_aside(change, sink, record, cause)
+        for position in batch.positions.values():
+            tables.set_position(database, position.pipeline, position.device, position.row, position.state)
+        journal = self._write_journal(database, batch) if batch.entries or batch.positions else {}
+        if batch.acknowledged or books.purge_left:
+            purge_left = self._room.purge(change, acknowledged)
+        change.finish()
+        return msgspec.structs.replace(
+            books, heads=change.heads, acknowledged=acknowledged, boots=boots, purge_left=purge_left, **journal
+        )
 
-    def renew_epoch(self, epoch: str, offered: Mapping[Lane, int]) -> None:
+    def renew_epoch(self, epoch: str) -> None:
         """What was not offered yet gets a new epoch, and all that comes."""
         current = self.books.epochs[-1]
-        after = {lane: max(current.after.get(lane, 0), offered.get(lane, 0)) for lane in LANES}
+        if current.name == epoch:
+            return
+        after = {lane: max(current.after.get(lane, 0), self.offered.get(lane, 0)) for lane in LANES}
         database = self._write_connection()
         with Transaction(database):
-            tables.rename_epoch(database, current.name, Epoch(epoch, after))
-            self.books = self._read_books(database)
+            if epoch not in [each.name for each in tables.epochs(database)]:
+                tables.rename_epoch(database, current.name, Epoch(epoch, after))
+            books = self._read_books(database)
+        self.books = msgspec.structs.replace(books, purge_left=True)
 
-    def drop(self, writer: bool, corrupt: bool) -> None:
+    def read_gaps(self, first: int, last: int, limit: int) -> list[Record]:
+        """In the writer's thread, so that none is extended while it is read; from now on they count as offered."""
+        found = tables.read(self._write_connection(), Lane.GAP, first, last, limit, self.books.boots)
+        if found:
+            self.offered[Lane.GAP] = max(self.offered.get(Lane.GAP, 0), found[-1].seq)
+        return found
+
+    def drop_writer(self) -> None:
         """After a DiskError: the connection may be stale (the disk came back read-only, the file was replaced)."""
-        self._corrupt = self._corrupt or corrupt
-        if writer and self._writer:
-            self._writer.close()
-            self._writer = None
-        elif not writer and self._reader:
-            self._reader.close()
-            self._reader = None
+        writer, self._writer = self._writer, None
+        if writer:
+            with contextlib.suppress(DiskError):
+                writer.close()
 
     # --- the reader's thread ---
 
     def read_connection(self) -> Database:
+        if self.corrupt:
+            # Opened now it would be the old file, and closing it later would delete the *new* one's WAL: SQLite goes by name.
+            raise locked(f"{self._path.name} is being salvaged")
         if self._reader is None:
             self._reader = self._disk.open(self._path)
         return self._reader
 
-    # --- in a transaction ---
+    def drop_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader:
+            with contextlib.suppress(DiskError):
+                reader.close()
 
-    def _write_connection(self) -> Database:
-        if self._writer is None and self._corrupt:
-            self._replace()
+    # --- opening ---
+
+    def _write_connection(self, epoch: str = "") -> Database:
+        """`epoch`: of gap records that a start must write; later it is the current one."""
         if self._writer is None:
-            self._writer = self._disk.open(self._path)
-            found = tables.version(self._writer)
+            if self.corrupt:
+                self._replace(epoch or self.books.epochs[-1].name)
+            self._end_replacement()
+            self._writer = self._writer or self._open()
+        return self._writer
+
+    def _open(self) -> Database:
+        database = self._disk.open(self._path)
+        try:
+            found = tables.version(database)
             if found > tables.SCHEMA_VERSION:
                 raise EdgeError(
                     f"{self._path}: written by a newer edge-runtime (format {found}, this one knows {tables.SCHEMA_VERSION})",
                     "update edge-runtime, or give `outbox.file` another name",
                 )
-            tables.create(self._writer)
-        return self._writer
+            if not found and self.books.epochs:
+                raise corrupt(f"{self._path.name} is empty or another file, and was not when it was opened last")
+            if not found:
+                with Transaction(database):
+                    tables.create(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
 
-    def _replace(self) -> None:
-        """A new file in the place of the corrupt one, with all that could be read of it."""
-        aside = self._disk.set_aside(self._path)
-        new = self._disk.open(self._path)
-        tables.create(new)
+    def _replace(self, epoch: str) -> None:
+        """All that can be read of the corrupt file, in a new one; then that takes its place."""
+        salvaged = self._salvaged
+        if self._disk.size_bytes(salvaged):  # begun by a run that did not end it; the corrupt file is still there
+            self._disk.set_aside(salvaged)
+        new = self._disk.open(salvaged)
         try:
             with Transaction(new):
-                lost = salvage(lambda: self._disk.open(aside), new, self.books.epochs, self.books.heads)
-                heads = tables.heads(new)
+                tables.create(new)
+                lost, samples_lost = salvage(
+                    lambda: self._disk.open(self._path, damaged=True), new, self.books.epochs, self.books.heads
+                )
+                heads = {lane: max(head, self.books.heads[lane]) for lane, head in tables.heads(new).items()}
+                if epoch not in [each.name for each in tables.epochs(new)]:
+                    tables.add_epoch(new, Epoch(epoch, heads))
+                change = Change(new, epoch, heads, {Lane.GAP: heads[Lane.GAP]})
                 for gap in lost:
-                    heads[Lane.GAP] += 1
-                    self._add_gap(new, heads[Lane.GAP], gap)
-                tables.set_heads(new, {lane: max(heads[lane], self.books.heads[lane]) for lane in LANES})
+                    self._gaps.declare(change, gap)
+                tables.set_heads(new, change.heads)
+                if self.books.epochs:
+                    tables.set_journal_last(new, max(tables.journal_last(new), self.books.journal_last))
         finally:
             new.close()
-        self.lost.extend(lost)
-        self._corrupt, self._last_gap, self._purged = False, None, {}
+        self.lost += lost
+        self.samples_lost += samples_lost
+        self._gaps.newest = {}
+        self._room.forget()
+        self._trimmed = {}
+        self._end_replacement()
+        if self.books.epochs:  # seqs were given to gap records, and rows are gone
+            self._writer = self._open()
+            self.books = self._read_books(self._writer)
+
+    def _end_replacement(self) -> None:
+        """Also after a crash in the midst of it: a salvage that is complete takes the corrupt file's place."""
+        if self._disk.size_bytes(self._salvaged):
+            new = self._disk.open(self._salvaged)
+            complete = tables.version(new) > 0
+            new.close()
+            if complete:
+                if self._disk.size_bytes(self._path):
+                    self.aside = self._disk.set_aside(self._path)
+                self._disk.move(self._salvaged, self._path)
+        self.corrupt = False
+
+    @property
+    def _salvaged(self) -> Path:
+        return self._path.with_name(self._path.name + SALVAGED)
+
+    # --- in a transaction ---
 
     def _read_books(self, database: Database) -> Books:
         return Books(
@@ -203,135 +307,55 @@ class OutboxFile:
             tables.acknowledged(database),
             tables.boots(database),
             tables.journal_counts(database),
+            tables.journal_bytes(database),
             tables.journal_heads(database),
+            tables.journal_last(database),
         )
 
-    def _number_boots(self, database: Database, batch: Batch) -> tuple[dict[int, tuple[str, int | None]], dict[str, int]]:
+    def _number_boots(
+        self, database: Database, drafts: Mapping[Lane, Sequence[Draft]]
+    ) -> tuple[dict[int, tuple[str, int | None]], dict[str, int]]:
         """The boots as they are now, and boot id -> number. Notes wall - monotonic as soon as a stamp is synchronised."""
         known, changed = {boot: (number, offset_ns) for number, (boot, offset_ns) in self.books.boots.items()}, False
-        for drafts in batch.drafts.values():
-            stamp = drafts[-1].stamp  # the newest: a batch is some milliseconds, and offsets are noted once a boot
-            for boot in dict.fromkeys([draft.stamp.boot for draft in drafts]):
+        for rows in drafts.values():
+            for boot in dict.fromkeys([draft.stamp.boot for draft in rows]):
                 if boot not in known:
                     known[boot], changed = (tables.boot_number(database, boot), None), True
-            number, offset_ns = known[stamp.boot]
-            if stamp.synced and offset_ns is None:
-                known[stamp.boot], changed = (number, stamp.wall_ns - stamp.mono_ns), True
-                tables.set_boot_offset(database, stamp.boot, stamp.wall_ns - stamp.mono_ns)
+                number, offset_ns = known[boot]
+                if offset_ns is None:
+                    stamp = next(
+                        (draft.stamp for draft in reversed(rows) if draft.stamp.boot == boot and draft.stamp.synced), None
+                    )
+                    if stamp:
+                        known[boot], changed = (number, stamp.wall_ns - stamp.mono_ns), True
+                        tables.set_boot_offset(database, boot, stamp.wall_ns - stamp.mono_ns)
         numbers = {boot: number for boot, (number, _) in known.items()}
         return (tables.boots(database) if changed else self.books.boots), numbers
 
-    def _make_room(self, database: Database, batch: Batch, heads: dict[Lane, int], offered: Mapping[Lane, int]) -> None:
-        """Checked before the write: evicts, the least important lane first and the oldest record first, and says so."""
-        needed = int(batch.size_bytes * FILL) // PAGE_BYTES + len(LANES)
-        self._pages_spare -= needed
-        if self._pages_spare >= 0:
-            return
-        while (short := self._pages_short(database, needed)) > 0:
-            size_bytes = max(short * PAGE_BYTES, int(self._pages_max * PAGE_BYTES * EVICT_SHARE))
-            for lane in evict_order(tables.lows(database)):
-                if self._evict(database, lane, size_bytes, heads, offered):
-                    break
-            else:
-                raise full(f"outbox.size_bytes_max leaves no room: {short} pages short and nothing to evict")
-        # Asking SQLite costs as much as a small transaction: from here on half of what is spare may be used without asking.
-        self._pages_spare = -short // 2
+    def _set_aside(self, change: Change, sink: str, record: Record, cause: str) -> None:
+        bytes_max = self._size_bytes_max // REFUSED_SHARE // (len(LANES) * self._sinks_number)
+        tables.add_refused(change.database, sink, record, cause, REFUSED_MAX, bytes_max)
+        reason, seq = f"refused by {sink}: {cause}", record.seq
+        self._gaps.declare(change, Gap(lane=record.lane, epoch=record.epoch, first=seq, last=seq, count=1, reason=reason))
 
-    def _pages_short(self, database: Database, needed: int) -> int:
-        pages, free = tables.size_pages(database)
-        return pages - free + needed - self._pages_max
-
-    def _evict(
-        self, database: Database, lane: Lane, size_bytes: int, heads: dict[Lane, int], offered: Mapping[Lane, int]
-    ) -> bool:
-        """The oldest records of one epoch, about so many bytes. False: nothing there."""
-        gone: list[int] = []
-        epoch = None
-        for seq, number, body_bytes in tables.oldest(database, lane, PURGE_ROWS_MAX):
-            if size_bytes <= 0 or (epoch is not None and number != epoch):
-                break
-            gone.append(seq)
-            epoch = number
-            size_bytes -= body_bytes + RECORD_OVERHEAD_BYTES
-        if epoch is None:
-            return False
-        tables.delete(database, lane, gone[0], gone[-1], len(gone))
-        self._declare(
-            database,
-            Gap(lane=lane, epoch=tables.epoch_text(epoch), first=gone[0], last=gone[-1], count=len(gone), reason="outbox full"),
-            heads,
-            offered,
-        )
-        return True
-
-    def _declare(self, database: Database, gap: Gap, heads: dict[Lane, int], offered: Mapping[Lane, int]) -> None:
-        """A gap record; the last one is extended where it is the neighbour and no sink has seen it."""
-        self.lost.append(gap)
-        if self._last_gap:
-            seq, last = self._last_gap
-            same = (last.lane, last.epoch, last.reason, last.last + 1) == (gap.lane, gap.epoch, gap.reason, gap.first)
-            if same and seq > offered.get(Lane.GAP, 0):
-                tables.delete(database, Lane.GAP, seq, seq, 1)
-                self._add_gap(database, seq, msgspec.structs.replace(last, last=gap.last, count=last.count + gap.count))
-                return
-        heads[Lane.GAP] += 1
-        self._add_gap(database, heads[Lane.GAP], gap)
-
-    def _add_gap(self, database: Database, seq: int, gap: Gap) -> None:
-        stamp = self._clock.now()
-        draft = Draft(Lane.GAP, gap.lane, stamp, to_json(gap))
-        epoch = self.books.epochs[-1].name if self.books.epochs else gap.epoch
-        tables.insert(database, Lane.GAP, epoch, seq, [draft], {stamp.boot: tables.boot_number(database, stamp.boot)})
-        self._last_gap = (seq, gap)
-
-    def _purge(self, database: Database, acknowledged: Mapping[tuple[str, Lane], Ranges], heads: Mapping[Lane, int]) -> bool:
-        """Deletes what every sink of a lane has; a lane that no sink takes keeps its records. True: there is more to delete."""
-        purged, left, budget = self._purged, False, PURGE_ROWS_MAX
-        for lane in LANES:
-            takers = [sink for sink, lanes in self._sinks.items() if lane in lanes]
-            if not takers:
-                continue
-            everywhere: Ranges = ((1, heads[lane]),)
-            for sink in takers:
-                everywhere = intervals.intersection(everywhere, acknowledged.get((sink, lane), ()))
-            for first, last in intervals.subtract(everywhere, purged.get(lane, ())):
-                upto = tables.delete(database, lane, first, last, budget) if budget > 0 else first - 1
-                purged[lane] = intervals.union(purged.get(lane, ()), ((first, upto),))
-                budget -= upto - first + 1
-                left = left or upto < last
-        return left
-
-    def _count_journal(self, database: Database, batch: Batch) -> dict[str, int]:
-        counts = dict(self.books.journal_rows)
+    def _write_journal(self, database: Database, batch: Batch) -> dict[str, Any]:
+        """Its part of the books. Samples that no pipeline needs any more go."""
+        counts, sizes, heads = dict(self.books.journal_rows), dict(self.books.journal_bytes), dict(self.books.journal_heads)
+        last = self.books.journal_last
         for entry in batch.entries:
-            counts[entry.device] = counts.get(entry.device, 0) + sum(1 for number in entry.numbers if number)
-        for device in {position.device: None for position in batch.positions.values()}:
+            entry.numbers = tables.add_to_journal(database, entry.device, entry.samples)
+            new = [number for number in entry.numbers if number]
+            if new:
+                counts[entry.device] = counts.get(entry.device, 0) + len(new)
+                sizes[entry.device] = sizes.get(entry.device, 0) + entry.size_bytes
+                heads[entry.device] = last = new[-1]
+        for device in dict.fromkeys(position.device for position in batch.positions.values()):
             # A pipeline that has committed nothing yet needs everything: forgetting what only the others have done lost samples.
             done = {name: row for name, (_, row, _) in tables.positions(database).items()}
-            needed = min(done.get(name, 0) for name, at in self._pipelines.items() if at == device)
-            counts[device] = max(0, counts.get(device, 0) - tables.trim_journal(database, device, needed, SEEN_MAX))
-        return counts
-
-
-class Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when anything fails on the way."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                self._database.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
-        else:
-            self._roll_back()
-
-    def _roll_back(self) -> None:
-        if getattr(self._database, "in_transaction", True):
-            self._database.execute("ROLLBACK")
+            needed = min((done.get(name, 0) for name, at in self._pipelines.items() if at == device), default=0)
+            if counts.get(device) and needed > self._trimmed.get(device, 0):
+                left = max(0, counts[device] - tables.trim_journal(database, device, needed, self._seen_max))
+                sizes[device] = sizes.get(device, 0) * left // counts[device]
+                counts[device] = left
+                self._trimmed[device] = needed
+        return {"journal_rows": counts, "journal_bytes": sizes, "journal_heads": heads, "journal_last": last}

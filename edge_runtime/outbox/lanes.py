@@ -6,7 +6,7 @@ and fills the rest of the line. The far end therefore has two ranges until the b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
@@ -71,6 +71,8 @@ class Course:
         return None
 
 
-def evict_order(lows: Mapping[Lane, int]) -> list[Lane]:
-    """Lanes that may lose records, the least important first; a gap record is never evicted."""
-    return [lane for lane in reversed(LANES) if lane in lows and lane is not Lane.GAP]
+def next_to_go(stored: Container[Lane], coming: Container[Lane]) -> Lane | None:
+    """The lane that loses records where there is no room: the least important one that has any, on the disk or in what comes; a
+    gap record never goes."""
+    lanes = (lane for lane in reversed(LANES) if lane is not Lane.GAP)
+    return next((lane for lane in lanes if lane in stored or lane in coming), None)

@@ -6,24 +6,32 @@ where that fails, the next key that can be read is searched by doubling steps, a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edge_runtime.outbox import intervals, tables
 from edge_runtime.outbox.database import DiskError
 from edge_runtime.outbox.epochs import Epoch, span
-from edge_runtime.ports import Database
+from edge_runtime.ports import Database, Ranges
 from edge_runtime.records import LANES, Gap, Lane
 
 CHUNK_ROWS = 64
-KEY_MAX = 2**62
-PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen")
+KEY_MAX = tables.ROW_MAX
+PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused")
+SAMPLE_TYPES = (int, str, bytes)
+REASON = "disk corrupt"
+
+Hole = tuple[int, int]
 
 
-def salvage(open_old: Callable[[], Database], new: Database, epochs: Sequence[Epoch], heads: Mapping[Lane, int]) -> list[Gap]:
+def salvage(
+    open_old: Callable[[], Database], new: Database, epochs: Sequence[Epoch], heads: Mapping[Lane, int]
+) -> tuple[list[Gap], int]:
     """Copies rows from the old file into `new` (in the caller's transaction). `epochs` and `heads` are what is known besides
-    the file. Returns what could not be read."""
-    holes: dict[Lane, list[tuple[int, int]]] = {lane: [] for lane in LANES}
+    the file. Returns what could not be read: records, and how many rows of the journal."""
+    holes: dict[Lane, list[Hole]] = {lane: [] for lane in LANES}
+    samples: list[Hole] = []
     try:
         old = open_old()
     except DiskError:  # not even its first page: all that is known to have been there is gone
@@ -31,20 +39,67 @@ def salvage(open_old: Callable[[], Database], new: Database, epochs: Sequence[Ep
     else:
         for table in PLAIN_TABLES:
             _copy_plain(old, new, table)
-        _copy_by_key(old, new, "journal", "row", [])
+        _copy_by_key(old, new, "journal", "row", SAMPLE_TYPES, samples)
         for lane in LANES:
-            _copy_by_key(old, new, f"lane_{lane}", "seq", holes[lane])
+            _copy_by_key(old, new, f"lane_{lane}", "seq", tables.RECORD_TYPES, holes[lane])
+        samples = _go_on_numbering(old, new, samples)
         old.close()
-    known = tables.epochs(new) or list(epochs)
+    known = _complete_epochs(new, epochs)
     upto = {lane: max(heads[lane], seq) for lane, seq in tables.heads(new).items()}
-    return [gap for lane in LANES for hole in holes[lane] for gap in _gaps(lane, hole, known, upto)]
+    delivered = _delivered(new)
+    lost = [
+        gap
+        for lane in LANES
+        for hole in intervals.subtract(tuple(holes[lane]), delivered.get(lane, ()))
+        for gap in _gaps(lane, hole, known, upto)
+    ]
+    return lost, intervals.size(tuple(samples))
 
 
-def _gaps(lane: Lane, hole: tuple[int, int], epochs: Sequence[Epoch], heads: Mapping[Lane, int]) -> Iterator[Gap]:
-    """A hole, cut at the borders of epochs. What had been delivered before may be counted with it: nobody can tell any more."""
+def _gaps(lane: Lane, hole: Hole, epochs: Sequence[Epoch], heads: Mapping[Lane, int]) -> Iterator[Gap]:
+    """A hole, cut at the borders of epochs."""
     for at, epoch in enumerate(epochs):
         for first, last in intervals.clip((hole,), *span(epochs, at, lane, heads[lane])):
-            yield Gap(lane=lane, epoch=epoch.name, first=first, last=last, count=last - first + 1, reason="disk corrupt")
+            yield Gap(lane=lane, epoch=epoch.name, first=first, last=last, count=last - first + 1, reason=REASON)
+
+
+def _delivered(new: Database) -> dict[Lane, Ranges]:
+    """What every sink has that has taken anything of a lane: it was purged, or may be; it is not lost."""
+    found: dict[Lane, Ranges] = {}
+    for (_, lane), ranges in tables.acknowledged(new).items():
+        found[lane] = intervals.intersection(found[lane], ranges) if lane in found else ranges
+    return found
+
+
+def _go_on_numbering(old: Database, new: Database, holes: list[Hole]) -> list[Hole]:
+    """The journal's next row: given again, a row would be taken for one that the pipelines have handled. Returns the holes that
+    the pipelines still needed."""
+    positions = [row for _, row, _ in tables.positions(new).values()]
+    seen = tables.rows(new, "SELECT coalesce(max(row), 0) FROM seen")[0][0]
+    last = max(tables.journal_last(new), seen, *(row - 1 for row in positions), 0)
+    with contextlib.suppress(DiskError):
+        last = max(last, tables.journal_last(old))
+    tables.set_journal_last(new, last)
+    return list(intervals.normalise(intervals.clip(tuple(holes), min(positions, default=1), last)))
+
+
+def _complete_epochs(new: Database, epochs: Sequence[Epoch]) -> list[Epoch]:
+    """Every epoch of a record is known, or no receipt for it could be understood: from the table, from the run that goes on, or,
+    where both do not know it, from where its records begin."""
+    known = {epoch.name: epoch for epoch in [*tables.epochs(new), *epochs]}
+    starts = {lane: tables.first_seqs(new, lane) for lane in LANES}
+    for name in dict.fromkeys(name for lane in LANES for name in starts[lane]):
+        if name not in known:
+            known[name] = Epoch(name, {lane: starts[lane][name] - 1 for lane in LANES if name in starts[lane]})
+    ordered = sorted(known.values(), key=lambda epoch: (max(epoch.after.values(), default=0), sum(epoch.after.values())))
+    after = tables.heads(new)
+    for at, epoch in reversed(list(enumerate(ordered))):  # a lane in which it has nothing: it begins where the next one does
+        after = {lane: min(epoch.after.get(lane, after[lane]), after[lane]) for lane in LANES}
+        ordered[at] = Epoch(epoch.name, after)
+    for epoch in ordered:
+        tables.forget_epoch(new, epoch.name)
+        tables.add_epoch(new, epoch)
+    return ordered
 
 
 def _copy_plain(old: Database, new: Database, table: str) -> None:
@@ -59,12 +114,14 @@ def _copy_plain(old: Database, new: Database, table: str) -> None:
         new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
 
 
-def _copy_by_key(old: Database, new: Database, table: str, key: str, holes: list[tuple[int, int]]) -> None:
+def _copy_by_key(old: Database, new: Database, table: str, key: str, types: tuple[type, ...], holes: list[Hole]) -> None:
     for rows in _readable(old, table, key, holes):
-        new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
+        good = [row for row in rows if tuple(map(type, row)) == types]
+        holes += [(row[0], row[0]) for row in rows if tuple(map(type, row)) != types]
+        new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(types))})", good)
 
 
-def _readable(old: Database, table: str, key: str, holes: list[tuple[int, int]]) -> Iterator[list[Any]]:
+def _readable(old: Database, table: str, key: str, holes: list[Hole]) -> Iterator[list[Any]]:
     """Rows in chunks; `holes` gets each range of keys that cannot be read."""
     last = 0
     while True:
@@ -90,13 +147,13 @@ def _after(old: Database, table: str, key: str, last: int, limit: int) -> list[A
 
 
 def _one_by_one(old: Database, table: str, key: str, last: int) -> list[Any]:
-    """What stands before the damage within a chunk that failed as a whole."""
+    """What stands before the damage within a chunk that failed as a whole. A query a row: sqlite3 reads one row ahead, and the
+    last good row would be lost with the error of the next one."""
     rows: list[Any] = []
-    try:
-        for row in old.execute(f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", (last, CHUNK_ROWS)):
-            rows.append(row)
-    except DiskError:
-        pass
+    with contextlib.suppress(DiskError):
+        while len(rows) < CHUNK_ROWS and (found := _after(old, table, key, last, 1)):
+            rows += found
+            last = found[0][0]
     return rows
 
 

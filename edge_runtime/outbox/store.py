@@ -14,17 +14,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from edge_runtime.outbox import tables
-from edge_runtime.outbox.batch import Batch, Position
-from edge_runtime.outbox.database import HINTS, DiskError, Trouble, trouble
+from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch, Position, samples_bytes
+from edge_runtime.outbox.database import HINTS, UNWRITABLE, DiskError, Trouble, trouble
 from edge_runtime.outbox.epochs import confirmed, used_by_another
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.ports import Dice, EdgeError, Ranges, Receipt, Worker
 from edge_runtime.records import Draft, Lane, Record, Sample
 
 T = TypeVar("T")
-
-BATCH_BYTES_MAX = 2 * 2**20
-"""Of one transaction; callers wait for the next one. It bounds the memory and the WAL."""
 
 LAZY_S_MAX = 0.25
 """A sink's acknowledgement waits this long for a commit to ride on: lost in a crash, it costs a resend that the far end
@@ -47,19 +44,23 @@ class Store:
     def __init__(self, file: OutboxFile, *, journal_rows_max: int, writer: Worker, reader: Worker, dice: Dice, log: Any) -> None:
         self._file, self._journal_rows_max, self._dice, self._log = file, journal_rows_max, dice, log
         self._writer, self._reader = writer, reader
-        self._batch = Batch()
+        self._batch: Batch
+        self._batch_bytes_max = file.batch_bytes_max
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._closing = False
+        self._failure = ""
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[asyncio.Event] = []
-        self._offered: dict[Lane, int] = {}
         self.state = StoreState()
 
     # --- life ---
 
     async def open(self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str]) -> None:
-        """Waits until the file can be written. `sinks`: name -> lanes; `pipelines`: name -> device; others are forgotten."""
+        """Waits until the file can be written. `sinks`: name -> lanes; `pipelines`: name -> device; others are forgotten.
+        Raises EdgeError for a file of a newer format."""
+        self._batch = Batch(asyncio.get_running_loop())
         await self._until_it_works(self._writer, self._file.start, self._dice.token(), sinks, pipelines)
+        self._tell_losses()
         self._task = asyncio.create_task(self._run(), name="store")
 
     async def close(self) -> None:
@@ -68,8 +69,15 @@ class Store:
         self._wake.set()
         if self._task:
             await self._task
-        await self._reader.run(self._file.drop, False, False)
-        await self._writer.run(self._file.drop, True, False)
+        await self._reader.run(self._file.drop_reader)
+        await self._writer.run(self._file.drop_writer)
+        self._reader.close()
+        self._writer.close()
+
+    async def ended(self) -> None:
+        """Returns after `close`. Raises what the writer did not expect: then nothing is committed any more."""
+        assert self._task
+        await asyncio.shield(self._task)
 
     def listen(self) -> asyncio.Event:
         """An event that is set whenever there may be something new to deliver or to read from the journal."""
@@ -80,34 +88,56 @@ class Store:
     # --- what comes in ---
 
     def commit(self, drafts: Sequence[Draft], position: Position | None = None) -> Awaitable[None]:
-        """Await it: it returns when the records, and the pipeline's position with them, are on the disk: all or none.
+        """Await it: it returns when the records, and the pipeline's position with them, are on the disk: all or none. Raises
+        EdgeError if they are more than one transaction may hold.
 
         A future, not a coroutine: with a hundred callers of one row each, the coroutine would cost as much as its row."""
-        batch = self._batch
-        if self._closing or batch.size_bytes >= BATCH_BYTES_MAX:
-            return self._commit_later(drafts, position)
+        batch, size_bytes = self._batch, RECORD_OVERHEAD_BYTES * len(drafts)
+        for draft in drafts:
+            size_bytes += len(draft.body)
+        if self._closing or batch.size_bytes + size_bytes > self._batch_bytes_max:
+            return self._commit_later(drafts, position, size_bytes)
         if position:
             batch.positions[position.pipeline] = position
         if not self._wake.is_set():
             self._wake.set()
-        return batch.add(drafts)
+        return batch.add(drafts, size_bytes)
 
-    async def _commit_later(self, drafts: Sequence[Draft], position: Position | None) -> None:
-        while self._batch.size_bytes >= BATCH_BYTES_MAX:
+    async def _commit_later(self, drafts: Sequence[Draft], position: Position | None, size_bytes: int) -> None:
+        self._check_size("records", size_bytes)
+        while not self._closing and self._batch.size_bytes + size_bytes > self._batch_bytes_max:
             await self._next_batch()
         self._refuse_if_closing()
         await self.commit(drafts, position)
 
     async def journal(self, device: str, samples: Sequence[Sample]) -> list[int]:
-        """Returns the samples' rows when they are on the disk; 0 for one that was there before (a redelivery)."""
-        # Counted for each device: one whose pipeline stands still must not stop the sources of the others.
-        while self._file.books.journal_rows.get(device, 0) >= self._journal_rows_max or self._batch.size_bytes >= BATCH_BYTES_MAX:
+        """Returns the samples' rows when they are on the disk; 0 for one that was there before (a redelivery). Waits while the
+        journal holds all that it may of this device."""
+        size_bytes = samples_bytes(samples)
+        if size_bytes > self._batch_bytes_max and len(samples) > 1:
+            half = len(samples) // 2
+            return [*await self.journal(device, samples[:half]), *await self.journal(device, samples[half:])]
+        self._check_size("a sample", size_bytes)
+        while not self._closing and (self.journal_full(device) or self._batch.size_bytes + size_bytes > self._batch_bytes_max):
             await self._next_batch()
         self._refuse_if_closing()
-        entry, durable = self._batch.add_samples(device, samples)
+        entry, durable = self._batch.add_samples(device, samples, size_bytes)
         self._wake.set()
         await durable
         return entry.numbers
+
+    def journal_full(self, device: str) -> bool:
+        """Whether the device's samples wait outside until its pipelines need less."""
+        books = self._file.books
+        rows, size_bytes = books.journal_rows.get(device, 0), books.journal_bytes.get(device, 0)
+        return rows >= self._journal_rows_max or size_bytes >= self._file.journal_bytes_max
+
+    def _check_size(self, what: str, size_bytes: int) -> None:
+        if size_bytes > self._batch_bytes_max:
+            raise EdgeError(
+                f"{what} of {size_bytes} bytes: one transaction may hold {self._batch_bytes_max}",
+                "raise outbox.size_bytes_max, or commit less at a time",
+            )
 
     def acknowledge(self, sink: str, lane: Lane, ranges: Ranges) -> None:
         """The sink need not be given these any more. Written with the next transaction, or soon."""
@@ -116,11 +146,12 @@ class Store:
         self._batch.acknowledged[sink, lane] = ranges
 
     async def set_aside(self, sink: str, record: Record, cause: str) -> None:
-        """Keeps a record that a sink's far end refuses for ever, with the reason; a gap record tells that it will not come."""
-        batch = self._batch
-        batch.refused.append((sink, record, cause))
+        """Keeps a record that a sink's far end refuses for ever, with the reason; a gap record tells that it will not come. What
+        was acknowledged in the same step of the loop is written in the same transaction."""
+        self._refuse_if_closing()
+        self._batch.refused.append((sink, record, cause))
         self._wake.set()
-        await batch.durable()
+        await self._batch.durable()
 
     # --- what goes out ---
 
@@ -139,16 +170,19 @@ class Store:
 
     async def read(self, lane: Lane, first: int, last: int, limit: int) -> list[Record]:
         """Records first..last in order; evicted ones are missing. From now on they count as offered."""
-        found = await self._read(tables.read, lane, first, last, limit, self._file.books.boots)
+        file = self._file
+        if lane is Lane.GAP:
+            return await self._until_it_works(self._writer, file.read_gaps, first, last, limit)
+        found = await self._read(tables.read, lane, first, last, limit, file.books.boots)
         if found:
-            self._offered[lane] = max(self._offered.get(lane, 0), found[-1].seq)
+            file.offered[lane] = max(file.offered.get(lane, 0), found[-1].seq)
         return found
 
     async def learn(self, receipt: Receipt) -> dict[Lane, Ranges]:
         """What of a receipt is ours. Begins a new epoch if our numbers were used by another run of this machine."""
         current = self._file.books.epochs[-1]
-        if used_by_another(current, receipt, {**current.after, **self._offered}):
-            await self._until_it_works(self._writer, self._file.renew_epoch, self._dice.token(), dict(self._offered))
+        if used_by_another(current, receipt, {**current.after, **self._file.offered}):
+            await self._until_it_works(self._writer, self._file.renew_epoch, self._dice.token())
             self._log.warning("epoch_renewed", cause="the far end has numbers of this run that were never sent: a copy ran")
         return confirmed(self._file.books.epochs, receipt, self.heads)
 
@@ -171,26 +205,47 @@ class Store:
     # --- the writer ---
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._batch = self._batch, Batch()
+        batch = self._batch
+        try:
+            while not (self._closing and self._batch.empty):
+                await self._wake.wait()
+                self._wake.clear()
+                batch, self._batch = self._batch, Batch(asyncio.get_running_loop())
+                self._room.set()
+                await self._write(batch)
+                if self._file.books.purge_left or not self._batch.empty or self._closing:
+                    self._wake.set()
+        except BaseException as error:
+            # A fault of ours. Whoever waits, or comes later, must hear of it and not wait for ever.
+            self._closing, self._failure = True, f"{type(error).__name__}: {error}"
+            for each in (batch, self._batch):
+                each.wake(self._closed())
             self._room.set()
-            await self._until_it_works(self._writer, self._file.write, batch, dict(self._offered))
-            self._settle(batch)
-            if self._closing and self._batch.empty:
-                return
+            raise
 
-    def _settle(self, batch: Batch) -> None:
-        if self._file.books.purge_left or not self._batch.empty or self._closing:
-            self._wake.set()
-        for gap in self._file.lost:
-            self._log.warning("records_lost", lane=gap.lane, first=gap.first, last=gap.last, count=gap.count, reason=gap.reason)
-        self._file.lost.clear()
+    async def _write(self, batch: Batch) -> None:
+        """Rows that cannot be stored come back to their callers; nothing of the batch is on the disk then."""
+        try:
+            await self._until_it_works(self._writer, self._file.write, batch)
+        except (EdgeError, *UNWRITABLE) as error:
+            self._log.error("rows_refused", cause=f"{type(error).__name__}: {error}", hint="their callers are told")
+            batch.wake(error)
+        else:
+            batch.wake()
+        self._tell_losses()
         self._room.set()
-        batch.wake()
         for event in self._listeners:
             event.set()
+
+    def _tell_losses(self) -> None:
+        file = self._file
+        if file.aside:
+            self._log.error("outbox_replaced", cause="the file was corrupt", aside=str(file.aside), hint=HINTS[Trouble.CORRUPT])
+        for gap in file.lost:
+            self._log.warning("records_lost", lane=gap.lane, first=gap.first, last=gap.last, count=gap.count, reason=gap.reason)
+        if file.samples_lost:
+            self._log.warning("samples_lost", rows=file.samples_lost, reason="the journal's pages could not be read")
+        file.lost, file.samples_lost, file.aside = [], 0, None
 
     async def _next_batch(self) -> None:
         self._room.clear()
@@ -198,30 +253,45 @@ class Store:
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
-            raise EdgeError("the outbox is closed", "the gateway is stopping")
+            raise self._closed()
+
+    def _closed(self) -> EdgeError:
+        return EdgeError(
+            f"the outbox is closed {self._failure}".rstrip(), "report it" if self._failure else "the gateway is stopping"
+        )
 
     async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
         return await self._until_it_works(self._reader, lambda: function(self._file.read_connection(), *arguments))
 
     async def _until_it_works(self, worker: Worker, function: Callable[..., T], *arguments: Any) -> T:
         """Again and again, until the disk allows it. What the reader finds corrupt, the writer salvages."""
-        wait_s, writer = RETRY_S_MIN, worker is self._writer
+        wait_s, troubled = RETRY_S_MIN, False
         while True:
             try:
                 value = await worker.run(function, *arguments)
             except DiskError as error:
-                kind = trouble(error)
-                self._set_state(StoreState(kind, str(error), HINTS[kind]))
-                await worker.run(self._file.drop, writer, kind is Trouble.CORRUPT)
-                if kind is Trouble.CORRUPT and not writer:
-                    await self._writer.run(self._file.drop, True, True)
-                    self._wake.set()
+                troubled = True
+                await self._drop(worker, error)
                 await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s))
                 wait_s = min(wait_s * 2, RETRY_S_MAX)
             else:
-                if writer:
+                if troubled or (self.state.trouble and worker is self._writer):
                     self._set_state(StoreState())
                 return value
+
+    async def _drop(self, worker: Worker, error: DiskError) -> None:
+        """Corruption is noted at once: from here on nobody opens the old file, so that it can be replaced."""
+        kind, file = trouble(error), self._file
+        if kind is Trouble.CORRUPT:
+            file.corrupt = True
+        if kind is not Trouble.LOCKED or not file.corrupt:
+            self._set_state(StoreState(kind, str(error), HINTS[kind]))
+        if worker is self._reader or kind is Trouble.CORRUPT:
+            await self._reader.run(file.drop_reader)
+        if worker is self._writer or kind is Trouble.CORRUPT:
+            await self._writer.run(file.drop_writer)
+        if worker is self._reader:
+            self._wake.set()
 
     def _set_state(self, state: StoreState) -> None:
         if state.trouble != self.state.trouble:

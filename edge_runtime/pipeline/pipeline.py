@@ -9,59 +9,40 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from edge_runtime import config
-from edge_runtime.inference.engine import EngineError
 from edge_runtime.inference.model import Inference, Model
 from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.store import Store
-from edge_runtime.pipeline import results
+from edge_runtime.pipeline import results, saved
+from edge_runtime.pipeline.fit import window_points
 from edge_runtime.pipeline.rules import Rules
+from edge_runtime.pipeline.saved import Saved
+from edge_runtime.pipeline.steady import OpenModel, PipelineState, SteadyModel
 from edge_runtime.pipeline.windowing import State, Window, Windowing
-from edge_runtime.ports import Dice, EdgeError
-from edge_runtime.records import Draft, Result, Sample
+from edge_runtime.ports import Dice
+from edge_runtime.records import Draft, Sample
 from edge_runtime.sources.reporting import Reporter
-
-T = TypeVar("T")
 
 CHUNK_SAMPLES_MAX = 256
 """Handled and committed together while the disk was busy; one at a time when nothing waits."""
 
+COMMIT_BYTES = 64 * 2**10
+"""Of records: so many are committed at once, before the chunk is done. A transaction has its limit."""
+
 MOVED_ROWS = 64
 """A position that moved this far is committed even if no window came of it: the journal must not fill with what is not needed."""
 
-BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
-"""Between attempts to load or run a model that does not work."""
-
-OpenModel = Callable[[], Awaitable[Model | None]]
-
-
-class PipelineState(msgspec.Struct):
-    """`cause` and `hint` say why it does not work, "" if it does."""
-
-    cause: str = ""
-    hint: str = ""
-    samples: int = 0
-    windows: int = 0
-    events: int = 0
-    dropped: int = 0
-    executed_on: str = ""
-    alarms: tuple[str, ...] = ()
-
-
-class Saved(msgspec.Struct):
-    """What a restart needs, beside the journal: committed with the results."""
-
-    windowing: State = State()
-    rules: msgspec.Raw = msgspec.Raw(b"{}")
+UNYIELDED_WINDOWS = 16
+"""Models of less than a millisecond run on the event loop: after so many windows the others have their turn."""
 
 
 class Pipeline:
-    """`run` until cancelled; `finish` handles what has come so far."""
+    """Call `prepare` before its source may speak; then `run` until cancelled; `finish` handles what has come so far."""
 
     def __init__(
         self, name: str, settings: config.Pipeline, device_points: Sequence[str], *, journaled: bool, open_model: OpenModel,
@@ -70,25 +51,41 @@ class Pipeline:
         self.name, self.device = name, settings.device
         self.state = PipelineState()
         self._settings, self._device_points, self._journaled = settings, tuple(device_points), journaled
-        self._points = tuple(settings.points or device_points)
-        self._open_model, self._store, self._reporter, self._dice = open_model, store, reporter, dice
-        self._log, self._identity = log.bind(pipeline=name), identity
-        self._queue: deque[Sample] = deque(maxlen=settings.queue_max)
-        self._news = store.listen()
-        self._model: Model | None = None
+        self._store, self._reporter, self._identity = store, reporter, identity
+        self._log = log.bind(pipeline=name)
+        self._model = SteadyModel(open_model, self._fit, self.state, dice, self._log)
+        self._points: tuple[str, ...] = ()
         self._windowing: Windowing | None = None
         self._rules = Rules([])
+        self._saved = Saved()
         self._next_row = self._committed_row = 0
-        self._quiet = asyncio.Event()
-        self._dropping = False
+        self._queue: deque[Sample] = deque(maxlen=settings.queue_max)
+        self._prepared = self._dropping = self._torn = False
+        self._news, self._quiet = store.listen(), asyncio.Event()
+        self._windows_unyielded = 0
+
+    @property
+    def waiting(self) -> int:
+        """Samples of a polled source."""
+        return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """It has taken all that there is."""
+        return not self._queue and self._store.journal_head(self.device) < self._next_row
+
+    # --- from the sources ---
 
     def offer(self, samples: Sequence[Sample]) -> None:
         """From a polled source. Where the queue is full the oldest samples go, and are counted."""
         too_many = max(0, len(self._queue) + len(samples) - self._settings.queue_max)
-        if too_many and not self._dropping:
-            self._log.warning("samples_dropped", cause=self.state.cause or "samples come faster than the pipeline handles them")
-        self._dropping = bool(too_many)
-        self.state.dropped += too_many
+        if too_many:
+            if not self._dropping:
+                self._log.warning(
+                    "samples_dropped", cause=self.state.cause or "samples come faster than the pipeline handles them"
+                )
+            self._dropping = self._torn = True
+            self.state.dropped += too_many
         self._queue.extend(samples)
         self._quiet.clear()
         self._news.set()
@@ -99,47 +96,108 @@ class Pipeline:
         if not (self._journaled and self._settings.window):
             self.offer(samples)
 
+    # --- life ---
+
+    async def prepare(self) -> None:
+        """Goes back to what is on the disk. Returns when the disk knows what the rows that come from now on will hold."""
+        found, head = await self._store.position(self.name), self._store.journal_head(self.device)
+        if found is None:
+            self._begin(head)
+        else:
+            self._go_on(found, head)
+        self._windowing, self._torn = None, False
+        if self._journaled:
+            await self._store.commit([], self._position())
+        self._prepared = True
+
     async def run(self) -> None:
-        await self._restore()
-        await self._until_it_works(self._load)
+        if not self._prepared:
+            await self.prepare()
         try:
+            await self._model.open()
             while True:
                 self._news.clear()
                 samples = await self._take()
                 if samples:
                     await self._handle(samples)
-                else:
+                elif not await self._made_room():
                     self._quiet.set()
                     await self._news.wait()
         finally:
-            if self._model:
-                self._model.close()
+            self._prepared = False
+            self._model.close()
 
     async def finish(self) -> None:
         """Returns when nothing waits any more."""
+        self._quiet.clear()
         self._news.set()
         await self._quiet.wait()
+
+    def _begin(self, head: int) -> None:
+        """A pipeline that the disk does not know begins with what comes now: what older rows hold, nobody can tell it."""
+        if self._journaled and head:
+            self._log.info("pipeline_begins", after_row=head)
+        self._saved = Saved(State(head + 1), eras=saved.begin_era((), self._device_points, head))
+        self._next_row = self._committed_row = head + 1
+
+    def _go_on(self, found: Position, head: int) -> None:
+        was = saved.decode(found.state)
+        if was is None:
+            self._log.error("pipeline_state_unreadable", hint="written by another version: windows and alarms begin anew")
+            was = Saved(State(found.row))
+        self._saved = msgspec.structs.replace(was, eras=saved.begin_era(was.eras, self._device_points, head))
+        self._next_row = self._committed_row = found.row
+
+    def _fit(self, model: Model | None) -> None:
+        """Called with each model that was opened. Raises EngineError."""
+        points = window_points(self.name, self._settings, self._device_points, model)
+        rules = Rules(self._settings.rules, model.threshold if model else None)
+        gone = rules.restore(bytes(self._saved.rules) if self._windowing is None else self._rules.snapshot())
+        if self._settings.window and (self._windowing is None or points != self._points):
+            self._windowing = self._open_windowing(self._settings.window, points)
+        self._rules, self._points, self.state.alarms = rules, points, rules.alarms
+        for alarm in gone:
+            self._log.warning("alarm_without_rule", rule=alarm, hint="its rule is gone: it will not be cleared by a record")
+
+    def _open_windowing(self, window: config.Window, points: tuple[str, ...]) -> Windowing:
+        mark, state = saved.fingerprint(window, points), self._saved.windowing
+        if self._saved.window not in ("", mark):
+            self._log.warning("windows_begin_anew", cause="the window's settings or points are other ones", row=self._next_row)
+            state = State(self._next_row)
+        self._saved = msgspec.structs.replace(self._saved, window=mark, windowing=state)
+        windowing = Windowing(window, points, [self._device_points.index(point) for point in points], state)
+        self.state.discarded, self.state.skipped, self.state.bad = windowing.discarded, windowing.skipped, windowing.bad
+        return windowing
 
     # --- samples ---
 
     async def _take(self) -> list[Sample]:
         if self._queue:
+            if self._torn and self._windowing:
+                self._windowing.cut("dropped")
+            self._torn = False
             return [self._queue.popleft() for _ in range(min(len(self._queue), CHUNK_SAMPLES_MAX))]
+        self._dropping = False
         if self._journaled and self._store.journal_head(self.device) >= self._next_row:
-            return await self._store.read_journal(self.device, self._next_row, CHUNK_SAMPLES_MAX)
+            samples = await self._store.read_journal(self.device, self._next_row, CHUNK_SAMPLES_MAX)
+            eras = self._saved.eras
+            return samples if len(eras) == 1 else [saved.as_declared_now(sample, eras) for sample in samples]
         return []
 
     async def _handle(self, samples: Sequence[Sample]) -> None:
         drafts: list[Draft] = []
+        size_bytes = 0
         for sample in samples:
-            drafts += await self._windowed(sample) if self._windowing else self._forwarded(sample)
-        self.state.samples += len(samples)
-        if samples[-1].row:
-            self._next_row = samples[-1].row + 1
-        position = self._position()
-        if drafts or position.row >= self._committed_row + MOVED_ROWS:
-            self._committed_row = position.row
-            await self._store.commit(drafts, position if self._journaled or self._settings.rules else None)
+            made = await self._windowed(sample) if self._windowing else self._forwarded(sample)
+            drafts += made
+            size_bytes += sum([len(draft.body) for draft in made])
+            self.state.samples += 1
+            self._next_row = sample.row + 1 if sample.row else self._next_row
+            if size_bytes >= COMMIT_BYTES:
+                await self._commit(drafts)
+                drafts, size_bytes = [], 0
+        if drafts or self._needed_row() >= self._committed_row + MOVED_ROWS:
+            await self._commit(drafts)
 
     def _forwarded(self, sample: Sample) -> list[Draft]:
         if not self._reporter.changed(sample):
@@ -150,107 +208,73 @@ class Pipeline:
         assert self._windowing is not None
         drafts: list[Draft] = []
         for window in self._windowing.push(sample):
-            self.state.windows += 1
             drafts += await self._judge(window)
+            self.state.windows += 1
+            self._windows_unyielded += 1
+            if self._windows_unyielded >= UNYIELDED_WINDOWS:
+                self._windows_unyielded = 0
+                await asyncio.sleep(0)
         return drafts
 
-    # --- windows ---
-
     async def _judge(self, window: Window) -> list[Draft]:
-        inference = await self._until_it_works(lambda: self._infer(window))
+        inference, fault = await self._infer(window)
         name = results.window_name(window)
         result_id = results.content_id(self._identity, self.name, inference.artefact, name)
-        events = self._apply_rules(result_id, window, inference)
-        result = Result(
-            id=result_id,
-            pipeline=self.name,
-            device=self.device,
-            window=name,
-            first=window.first,
-            last=window.last,
-            rows=window.rows,
-            filled=window.filled,
-            model=self._model.name if self._model else "",
-            artefact=inference.artefact,
-            executed_on=inference.executed_on,
-            outputs=inference.outputs,
-            alarms=self.state.alarms,
-        )
-        return [results.result_draft(result), *events]
-
-    async def _infer(self, window: Window) -> Inference:
-        if self._model is None:
-            return Inference(results.statistics(self._points, window.values), "", "")
-        inference = await self._model.infer(window.values)
-        self.state.executed_on = inference.executed_on
-        return inference
-
-    def _apply_rules(self, result_id: str, window: Window, inference: Inference) -> list[Draft]:
-        if self._model:
-            self._rules.model_limit = self._model.threshold  # another artefact may have taken over
         transitions = self._rules.update(inference.outputs, window.last)
         self.state.events += len(transitions)
         self.state.alarms = self._rules.alarms
-        return [results.event_draft(self.name, self.device, result_id, transition) for transition in transitions]
+        model = self._model.model.name if self._model.model else ""
+        result = results.result(
+            result_id, self.name, self.device, name, window, model, inference, fault=fault, alarms=self._rules.alarms
+        )
+        return [result, *(results.event_draft(self.name, self.device, result_id, transition) for transition in transitions)]
+
+    async def _infer(self, window: Window) -> tuple[Inference, str]:
+        if self._model.model is None:
+            return Inference(results.statistics(self._points, window.values), "", ""), ""
+        found = await self._model.infer(window)
+        self._rules.model_limit = self._model.model.threshold  # another artefact may have taken over
+        return found
 
     # --- where it stands ---
 
-    def _position(self) -> Position:
-        saved = Saved(rules=msgspec.Raw(self._rules.snapshot()))
-        row = self._next_row
+    async def _commit(self, drafts: Sequence[Draft]) -> None:
+        position = self._position() if self._journaled or self._settings.rules else None
+        self._committed_row = self._needed_row()
+        await self._store.commit(drafts, position)
+
+    def _needed_row(self) -> int:
+        """The first row of the journal that a restart needs."""
         if self._windowing and self._journaled:
-            saved.windowing = self._windowing.state
-            row = self._windowing.needed_row
-        return Position(self.name, self.device, row, msgspec.json.encode(saved))
+            return self._windowing.needed_row
+        return self._next_row
 
-    async def _restore(self) -> None:
-        found = await self._store.position(self.name)
-        self._saved = msgspec.json.decode(found.state, type=Saved) if found else Saved()
-        self._next_row = self._committed_row = found.row if found else 0
+    def _position(self) -> Position:
+        """As the disk is to know it."""
+        row = self._needed_row()
+        if self._windowing:
+            windowing = self._windowing.state if self._journaled else State()
+            rules = msgspec.Raw(self._rules.snapshot())
+            eras = saved.forget_eras(self._saved.eras, row) if self._journaled else ()
+            self._saved = Saved(windowing, rules, self._saved.window, eras)
+        else:
+            self._saved = msgspec.structs.replace(self._saved, eras=saved.forget_eras(self._saved.eras, row))
+        return Position(self.name, self.device, row, saved.encode(self._saved))
 
-    async def _load(self) -> None:
-        """Raises EngineError where the model cannot work here, also if it does not fit the pipeline."""
-        self._model = await self._open_model()
-        if self._settings.window:
-            self._check_fit()
-            indices = [self._device_points.index(point) for point in self._points]
-            self._windowing = Windowing(self._settings.window, self._points, indices, self._saved.windowing)
-        threshold = self._model.threshold if self._model else None
-        self._rules = Rules(self._settings.rules, threshold)
-        for alarm in self._rules.restore(bytes(self._saved.rules)):
-            self._log.warning("alarm_without_rule", rule=alarm, hint="its rule is gone: it will not be cleared by a record")
-        self.state.executed_on = self._model.executed_on if self._model else ""
-
-    def _check_fit(self) -> None:
-        model, window = self._model, self._settings.window
-        if model is None or window is None:
-            return
-        if window.count != model.rows:
-            raise EngineError(
-                f"model {model.name} takes windows of {model.rows} samples, pipelines.{self.name}.window.count is {window.count}",
-                f"set it to {model.rows}",
-            )
-        if len(self._points) != len(model.points):
-            raise EngineError(
-                f"model {model.name} takes {len(model.points)} points ({', '.join(model.points)}), "
-                f"pipelines.{self.name} has {len(self._points)} ({', '.join(self._points)})",
-                f"name them in this order in pipelines.{self.name}.points",
-            )
-
-    async def _until_it_works(self, step: Callable[[], Awaitable[T]]) -> T:
-        """A model that fails holds up its own pipeline only: the queue drops and counts, the journal keeps."""
-        wait_s = BACKOFF_S_MIN
-        while True:
-            try:
-                value = await step()
-            except EdgeError as error:
-                if error.cause != self.state.cause:
-                    self._log.error("pipeline_stopped", cause=error.cause, hint=error.hint)
-                self.state.cause, self.state.hint = error.cause, error.hint
-                await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s))
-                wait_s = min(wait_s * 2, BACKOFF_S_MAX)
-            else:
-                if self.state.cause:
-                    self._log.info("pipeline_works")
-                    self.state.cause = self.state.hint = ""
-                return value
+    async def _made_room(self) -> bool:
+        """Everything was handled. If the journal is full nevertheless, nothing more can come before something goes: what is
+        not needed, or else the open window that holds on to the oldest row, for it can never be completed."""
+        if not (self._journaled and self._store.journal_full(self.device)):
+            return False
+        if self._needed_row() > self._committed_row:
+            await self._commit([])
+            return True
+        oldest = await self._store.read_journal(self.device, 0, 1)
+        if self._windowing is None or not oldest or oldest[0].row < self._needed_row():
+            return False  # another pipeline's
+        await self._commit([])  # the others may have let go since: after this the store knows
+        if self._store.journal_full(self.device) and self._windowing.cut("journal full"):
+            hint = "make the window smaller, or outbox.journal_rows_max larger"
+            self._log.warning("window_discarded", cause="the input journal is full and the window is not", hint=hint)
+            await self._commit([])
+        return True

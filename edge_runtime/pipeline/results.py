@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.inference.model import Inference
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.windowing import Window
 from edge_runtime.records import Draft, Event, Lane, Result, Sample, to_json
@@ -20,8 +21,10 @@ STATISTICS = ("min", "mean", "max", "last")
 
 
 def window_name(window: Window) -> str:
-    """Its first and last instant and, where it is journaled, its rows: what no other window of the device shares."""
-    return f"{window.first.boot}:{window.first.mono_ns}-{window.last.mono_ns}:{window.first_row}-{window.last_row}"
+    """What no other window of the pipeline shares: its first and last instant; where it is journaled, its rows; where it is by
+    time, its place."""
+    name = f"{window.first.boot}:{window.first.mono_ns}-{window.last.mono_ns}:{window.first_row}-{window.last_row}"
+    return f"{name}@{window.start_ns}" if window.start_ns else name
 
 
 def content_id(*parts: str) -> str:
@@ -30,13 +33,36 @@ def content_id(*parts: str) -> str:
 
 
 def statistics(points: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:
-    """What a pipeline without a model tells of a window: POINT.min, POINT.mean, POINT.max, POINT.last."""
-    columns = (values.min(axis=0), values.mean(axis=0), values.max(axis=0), values[-1])
-    return {f"{p}.{s}": float(c[i]) for i, p in enumerate(points) for s, c in zip(STATISTICS, columns, strict=True)}
+    """What a pipeline without a model tells of a window: POINT.min, POINT.mean, POINT.max, POINT.last. All are finite."""
+    with np.errstate(over="ignore"):
+        mean = values.mean(axis=0)
+    if not np.isfinite(mean).all():  # the sum of very large values overflows, their mean does not
+        mean = (values / len(values)).sum(axis=0)
+    columns = [column.tolist() for column in (values.min(axis=0), mean, values.max(axis=0), values[-1])]
+    return {f"{p}.{s}": column[i] for i, p in enumerate(points) for s, column in zip(STATISTICS, columns, strict=True)}
 
 
-def result_draft(result: Result) -> Draft:
-    return Draft(Lane.RESULT, result.pipeline, result.last, to_json(result), result.id)
+def result(
+    result_id: str, pipeline: str, device: str, name: str, window: Window, model: str, inference: Inference,
+    *, fault: str, alarms: tuple[str, ...],
+) -> Draft:  # fmt: skip
+    found = Result(
+        id=result_id,
+        pipeline=pipeline,
+        device=device,
+        window=name,
+        first=window.first,
+        last=window.last,
+        rows=window.rows,
+        filled=window.filled,
+        model=model,
+        artefact=inference.artefact,
+        executed_on=inference.executed_on,
+        outputs=inference.outputs,
+        fault=fault,
+        alarms=alarms,
+    )
+    return Draft(Lane.RESULT, pipeline, window.last, to_json(found), result_id)
 
 
 def event_draft(pipeline: str, device: str, result_id: str, transition: Transition) -> Draft:

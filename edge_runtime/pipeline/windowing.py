@@ -36,7 +36,8 @@ Numbers = Sequence[Any]
 
 class Window(msgspec.Struct, frozen=True):
     """What a model eats: `values` is float64 [rows, points], the window's own copy. `first_row`, `last_row` are journal rows
-    (0: not journaled); `filled` counts the values that stand in for bad ones."""
+    (0: not journaled); `filled` counts the values that stand in for bad ones; `start_ns` is the place on the grid of a window by
+    time (two places can hold the same samples)."""
 
     values: NDArray[np.float64]
     first: Stamp
@@ -45,6 +46,7 @@ class Window(msgspec.Struct, frozen=True):
     first_row: int
     last_row: int
     filled: int = 0
+    start_ns: int = 0
 
 
 class State(msgspec.Struct, frozen=True):
@@ -122,6 +124,12 @@ class Windowing:
             return self._by_count(sample, values, filled)
         return self._by_time(sample, values, filled)
 
+    def cut(self, reason: str) -> bool:
+        """Samples are missing from here on: the open windows are discarded and counted under this reason. False: none is open."""
+        was_open = self._rows.used > 0
+        self._end_run(reason)
+        return was_open
+
     # --- a window is full --------------------------------------------------------------------------------------------
 
     def _by_count(self, sample: Sample, values: Numbers, filled: int) -> list[Window]:
@@ -156,7 +164,7 @@ class Windowing:
     def _cut(self, count: int) -> Window | None:
         if count == 0:
             return None
-        window = self._rows.window(count)
+        window = self._rows.window(count, self._start_ns or 0)
         if window.filled > self._spec.filled_max:
             self.discarded["filled"] += 1
             return None
@@ -247,11 +255,11 @@ class _Rows:
                 high = middle
         return low
 
-    def window(self, count: int) -> Window:
+    def window(self, count: int, start_ns: int) -> Window:
         first, last = self._sample(0), self._sample(count - 1)
         live = slice(self._head, self._head + count)
         values = self._values[live].copy()
-        return Window(values, first.stamp, last.stamp, count, first.row, last.row, sum(self._filled[live]))
+        return Window(values, first.stamp, last.stamp, count, first.row, last.row, sum(self._filled[live]), start_ns)
 
     def _sample(self, at: int) -> Sample:
         sample = self._samples[self._head + at]

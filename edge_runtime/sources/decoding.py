@@ -16,6 +16,9 @@ NOT_FINITE = "not finite"
 NOT_A_NUMBER = "not a number"
 MISSING = "missing"
 
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**64 - 1
+"""Whole numbers beyond have no place on the disk or the wire; any publisher could stop the gateway with one."""
+
 
 class WrongShape(EdgeError):
     """An adapter returned something that is no sample of its device: a bug in the adapter."""
@@ -83,14 +86,18 @@ class _Rule:
             return None, NOT_FINITE
         if isinstance(scaled, float) and not isfinite(scaled):
             return None, NOT_FINITE
+        if isinstance(scaled, int) and not INTEGER_MIN <= scaled <= INTEGER_MAX:
+            return None, OUT_OF_RANGE
         if (self._low is not None and scaled < self._low) or (self._high is not None and scaled > self._high):
             return None, OUT_OF_RANGE
         return scaled, ""
 
 
 def _all_good(values: tuple[Value, ...]) -> bool:
-    for value in values:  # noqa: SIM110 - all() with a generator takes twice as long, and this runs for every sample
+    for value in values:  # all() with a generator takes twice as long, and this runs for every sample
         if value is None or (isinstance(value, float) and value - value != 0.0):
+            return False
+        if isinstance(value, int) and not INTEGER_MIN <= value <= INTEGER_MAX:
             return False
     return True
 

@@ -157,7 +157,8 @@ class Source:
             if not self._adapter.redelivers:
                 await self._stream(self._accept)
                 return
-            broken = partial(self._interrupt, _Interrupted())
+            # Not `stop`: whoever calls `run` again may go on.
+            broken = partial(self._interrupt, _Failure("handing over failed"))
             async with Handover(self._accept, self._acknowledge, f"accept {self._name}", broken) as handover:
                 await self._stream(handover.put)
         finally:

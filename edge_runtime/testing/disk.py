@@ -45,10 +45,10 @@ class FaultyDisk:
         self._open: list[tuple[Path, Any]] = []
         fence.on_fall.append(self._crash)
 
-    def open(self, path: Path) -> Database:
+    def open(self, path: Path, *, damaged: bool = False) -> Database:
         self._fence.check()
         self._strike("BEGIN")
-        real: Any = self._files.open(path)
+        real: Any = self._files.open(path, damaged=damaged)
         real.execute("PRAGMA synchronous=OFF")  # a simulated power cut does not reach the host's page cache
         self._open.append((path, real))
         return _FaultyDatabase(self, real)
@@ -56,9 +56,16 @@ class FaultyDisk:
     def size_bytes(self, path: Path) -> int:
         return self._files.size_bytes(path)
 
+    def log_bytes(self, path: Path) -> int:
+        return self._files.log_bytes(path)
+
     def set_aside(self, path: Path) -> Path:
         self._fence.check()
         return self._files.set_aside(path)
+
+    def move(self, path: Path, target: Path) -> None:
+        self._fence.check()
+        self._files.move(path, target)
 
     def before(self, sql: str) -> None:
         """Every statement of the node comes by here."""

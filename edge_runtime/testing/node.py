@@ -113,6 +113,9 @@ class InlineWorker:
     def close(self) -> None:
         self._closed = True
 
+    def abandon(self) -> None:
+        self._closed = True
+
     async def _call(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         async with self._turn:
             await asyncio.sleep(self._rng.uniform(*self.delay_s))

@@ -25,23 +25,46 @@ import structlog
 from edge_runtime import config
 from edge_runtime.config import AnySink, Config
 from edge_runtime.gateway import Gateway, World
-from edge_runtime.pipeline.windowing import Windowing
+from edge_runtime.pipeline.windowing import Window, Windowing
 from edge_runtime.ports import Address
-from edge_runtime.records import Gap, Lane, Result, Sample
+from edge_runtime.records import Gap, Lane, Record, Result, Sample
 from edge_runtime.testing.adapter import Faulty, NoBus
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, VirtualLoop, run
-from edge_runtime.testing.mailbox import Mailbox
+from edge_runtime.testing.mailbox import UNACKNOWLEDGED_MAX, Mailbox
+from edge_runtime.testing.model import FakeModels
 from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
 
 __all__ = ["Broken", "Outcome", "Simulation", "simulate"]
 
-MESSAGES = 240
+MESSAGES = 180
 MESSAGE_S = 0.05
 FAULTS_S = MESSAGES * MESSAGE_S
 HEALED_S_MAX = 300.0
-COUNT, STEP = 8, 4
+LOOK_S = 0.5
+"""Between two looks at what must be bounded."""
+
+BAD_EVERY = 13
+"""Each so-manyth message lacks the value of a point."""
+
+WINDOWS: tuple[dict[str, Any], ...] = (
+    {"count": 8, "step": 4},
+    {"count": 8, "step": 4, "bad": "skip"},
+    {"count": 6, "bad": "hold", "filled_max": 2},
+    {"count": 8, "gap_s_max": 1.0, "bad": "skip"},
+    {"length_s": 0.4, "step_s": 0.2, "bad": "skip"},
+    {"length_s": 0.5, "bad": "hold", "filled_max": 2},
+    {"length_s": 0.3, "step_s": 0.1},
+)
+"""One is drawn from the seed."""
+
+MODELLED: dict[str, Any] = {"count": 2, "step": 1, "bad": "skip"}
+POISON = 50
+"""The model cannot compute a window that begins with a multiple of it."""
+
+
+FAULTS = ("crash", "crash at step", "crash at statement", "disk", "disk errors", "uplink", "source", "model")
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -69,8 +92,10 @@ class Simulation:
         self.loop, self.folder = loop, folder
         self.rng = loop.rng("simulation")
         self.mailbox = Mailbox(loop.rng("mailbox"))
-        self.receiver = FakeReceiver()
+        self.receivers = {"cloud": FakeReceiver(), "plant": FakeReceiver()}
         self.faults = Faults(latency_s=(0.0, 0.05))
+        self.models = FakeModels(points=("a", "b"), rows=MODELLED["count"])
+        self.models.faults.poison = lambda values: values[0, 0] % POISON == 0
         self.settings = settings(self.rng)
         self.boots = 0
         self.lives = 0
@@ -85,18 +110,22 @@ class Simulation:
         posting = asyncio.create_task(self._post(), name="posting")
         breaking = asyncio.create_task(self._break(), name="breaking")
         living = asyncio.create_task(self._live(), name="living")
+        looking = asyncio.create_task(self._look(), name="looking")
         await posting
         await breaking
         self._heal()
         await self._settle(living)
-        check(self)
+        looking.cancel()
+        for receiver in self.receivers.values():
+            check(self, receiver)
+        receiver = self.receivers["cloud"]
         return Outcome(
             self.loop.digest(),
             self.lives,
             len(self.mailbox.acknowledged),
-            sum(1 for record in self.receiver.kept.values() if record.lane is Lane.RESULT),
-            sum(gap.count for gap in gaps(self.receiver)),
-            self.receiver.repeated,
+            sum(1 for record in receiver.kept.values() if record.lane is Lane.RESULT),
+            sum(gap.count for gap in gaps(receiver)),
+            receiver.repeated,
             self.loop.time(),
         )
 
@@ -104,7 +133,8 @@ class Simulation:
 
     async def _post(self) -> None:
         for number in range(MESSAGES):
-            self.mailbox.post({"a": float(number), "b": float(number % 7)})
+            row = {"a": float(number), "b": float(number % 7)}
+            self.mailbox.post(row if number % BAD_EVERY else {"a": row["a"]})
             await asyncio.sleep(MESSAGE_S)
 
     async def _break(self) -> None:
@@ -112,9 +142,21 @@ class Simulation:
         end_s = self.loop.time() + FAULTS_S
         while self.loop.time() < end_s:
             await asyncio.sleep(self.rng.uniform(0.1, 2.0))
-            self._fault(
-                self.rng.choice(("crash", "crash at step", "crash at statement", "disk", "disk errors", "uplink", "source"))
-            )
+            self._fault(self.rng.choice(FAULTS))
+
+    async def _look(self) -> None:
+        """What must be bounded is, in every life."""
+        outbox = self.settings.outbox
+        while True:
+            await asyncio.sleep(LOOK_S)
+            rows = self.gateway.store.journal_rows
+            _require(rows <= outbox.journal_rows_max + 2 * UNACKNOWLEDGED_MAX, f"{rows} rows in the journal")
+            size_bytes = self.disk.size_bytes(self.gateway.data_dir / outbox.file)
+            _require(size_bytes <= outbox.size_bytes_max, f"{size_bytes} bytes on the disk")
+            for name, pipeline in self.gateway.pipelines.items():
+                limit = self.settings.pipelines[name].queue_max
+                _require(pipeline.waiting <= limit, f"{pipeline.waiting} samples wait at {name}")
+            _require(self.models.opened - self.models.closed <= self.lives, "models are opened and never closed")
 
     def _fault(self, kind: str) -> None:
         rng = self.rng
@@ -129,9 +171,11 @@ class Simulation:
         elif kind == "disk errors":
             self.errors = rng.choice((0.0, 0.02))
         elif kind == "uplink":
-            self.receiver.up = rng.random() < 0.5
+            self.receivers["cloud"].up, self.receivers["plant"].up = rng.random() < 0.5, rng.random() < 0.15
             for fault in ("lost", "unheard", "torn", "late", "twice"):
                 setattr(self.faults, fault, rng.choice((0.0, 0.0, 0.1)))
+        elif kind == "model":
+            self.models.faults.refuse, self.models.faults.stuck = rng.choice((("", False), ("gone", False), ("", True)))
         else:
             self.mailbox.lost, self.mailbox.again = rng.choice((0.0, 0.01)), rng.choice((0.0, 0.05))
         self.disk.trouble, self.disk.errors = self.trouble, self.errors
@@ -139,7 +183,9 @@ class Simulation:
     def _heal(self) -> None:
         self.trouble, self.errors = None, 0.0
         self.disk.trouble, self.disk.errors, self.disk.crash_at, self.fence.fall_at = None, 0.0, None, None
-        self.receiver.up = True
+        self.models.faults.refuse, self.models.faults.stuck = "", False
+        for receiver in self.receivers.values():
+            receiver.up = True
         self.mailbox.lost = self.mailbox.again = 0.0
         for fault in ("lost", "unheard", "torn", "late", "twice"):
             setattr(self.faults, fault, 0.0)
@@ -147,16 +193,19 @@ class Simulation:
     async def _settle(self, living: asyncio.Task[None]) -> None:
         """Everything acknowledged, everything delivered, and a clean stop."""
         async with asyncio.timeout(HEALED_S_MAX):
-            while len(self.mailbox.acknowledged) < MESSAGES:  # noqa: ASYNC110 - the world has no hook in a gateway
+            while len(self.mailbox.acknowledged) < MESSAGES or not self._idle():  # noqa: ASYNC110 - no hook in a gateway
                 await asyncio.sleep(1.0)
-            self._stop = True
             self.gateway.stop()
             await living
+
+    def _idle(self) -> bool:
+        """And has nothing left to do that a stop would leave for the next life."""
+        done = all(pipeline.idle for pipeline in self.gateway.pipelines.values())
+        return self.gateway.started.is_set() and not self.fence.fallen and done
 
     # --- lives of the gateway ---
 
     async def _live(self) -> None:
-        self._stop = False
         while True:
             self.lives += 1
             if self.lives > 1 and self.rng.random() < 0.3:
@@ -178,15 +227,13 @@ class Simulation:
 
     async def _serve(self) -> None:
         self.gateway = Gateway(self.settings, self.folder, self._world())
-        if self._stop:
-            self.gateway.stop()
         await self.gateway.run()
 
     def _world(self) -> World:
         fence, rng = self.fence, self.loop.rng(f"life-{self.lives}")
 
         def make_sink(name: str, settings: AnySink, **_: Any) -> FakeSink:
-            return FakeSink(self.receiver, self.settings.gateway, self.loop.rng(f"{name}-{self.lives}"), self.faults)
+            return FakeSink(self.receivers[name], self.settings.gateway, self.loop.rng(f"{name}-{self.lives}"), self.faults)
 
         return World(
             clock=self.clock,
@@ -199,6 +246,7 @@ class Simulation:
             new_host=_no_host,
             local_address=lambda url: Address(host=url),
             log=LOG,
+            open_model=self.models.open,
         )
 
     def _boot(self) -> VirtualClock:
@@ -209,7 +257,11 @@ class Simulation:
 
 
 def settings(rng: random.Random) -> Config:
-    """A gateway with a source that asks again, a polled one that misbehaves, and three pipelines."""
+    """A gateway with a source that asks again, a polled one that misbehaves, four pipelines and two far ends."""
+    sink = {"type": "https", "url": "http://127.0.0.1:1", "batch_records_max": rng.choice((3, 50))}
+    window = rng.choice(WINDOWS)
+    # What comes all at once after an outage may be more than a small journal holds, and in one window by time.
+    rows_max = rng.choice((100, 100_000)) if "count" in window else 100_000
     return Config.model_validate(
         {
             "site": "sim",
@@ -227,14 +279,15 @@ def settings(rng: random.Random) -> Config:
             "pipelines": {
                 "windows": {
                     "device": "box",
-                    "window": {"count": COUNT, "step": STEP},
+                    "window": window,
                     "rules": [{"name": "high", "output": "b.mean", "above": 3.1, "hysteresis": 0.1}],
                 },
+                "modelled": {"device": "box", "window": MODELLED, "model": "m"},
                 "raw": {"device": "box"},
-                "polled": {"device": "plc", "window": {"count": 2, "bad": "skip"}},
+                "polled": {"device": "plc", "window": {"count": 2, "bad": "skip"}, "queue_max": rng.choice((3, 1_000))},
             },
-            "sinks": {"cloud": {"type": "https", "url": "http://127.0.0.1:1", "batch_records_max": rng.choice((3, 50))}},
-            "outbox": {"drain_s_max": 200.0},
+            "sinks": {"cloud": sink, "plant": sink},
+            "outbox": {"drain_s_max": 200.0, "journal_rows_max": rows_max},
         }
     )
 
@@ -243,52 +296,54 @@ def gaps(receiver: FakeReceiver) -> list[Gap]:
     return [msgspec.json.decode(record.body, type=Gap) for record in receiver.kept.values() if record.lane is Lane.GAP]
 
 
-def check(simulation: Simulation) -> None:
+def check(simulation: Simulation, receiver: FakeReceiver) -> None:
     """Every promise that can be seen from outside. Nothing may be missing: this outbox is large enough to lose nothing."""
-    receiver, mailbox = simulation.receiver, simulation.mailbox
     _require(not gaps(receiver), f"records were declared lost: {gaps(receiver)}")
     _require(not receiver.same_content, f"{receiver.same_content} results were computed and committed twice")
     kept = sorted(receiver.kept.values(), key=lambda record: record.seq)
-    samples = Counter(
-        int(body["message_id"])
-        for record in kept
-        if record.lane is Lane.SAMPLE and (body := msgspec.json.decode(record.body))["message_id"]
-    )
-    _require(
-        samples == Counter(list(mailbox.acknowledged)),
-        f"forwarded samples: {_difference(samples, Counter(list(mailbox.acknowledged)))}",
-    )
-    found = Counter(
-        int(result.outputs["a.last"])
-        for record in kept
-        if record.lane is Lane.RESULT and (result := msgspec.json.decode(record.body, type=Result)).pipeline == "windows"
-    )
-    # A window across a reboot of the gateway is none: its samples' times cannot be compared.
-    _require(max(found.values(), default=0) == 1, f"windows more than once: {found.most_common(3)}")
-    wanted = Counter(windows_of(kept))
-    _require(found == wanted, f"windows: {_difference(found, wanted)}")
-    events = [msgspec.json.decode(record.body) for record in kept if record.lane is Lane.EVENT]
-    raised = [event["raised"] for event in events]
+    forwarded = [sample for record in kept if record.source == "raw" and (sample := _sample(record)).message_id]
+    samples, acknowledged = Counter(int(sample.message_id) for sample in forwarded), Counter([*simulation.mailbox.acknowledged])
+    _require(samples == acknowledged, f"forwarded samples: {_difference(samples, acknowledged)}")
+    results = [msgspec.json.decode(record.body, type=Result) for record in kept if record.lane is Lane.RESULT]
+    for name in ("windows", "modelled"):
+        found = Counter(_shown(result) for result in results if result.pipeline == name)
+        wanted = Counter(_wanted(window, name) for window in _windows(simulation.settings.pipelines[name], forwarded))
+        _require(found == wanted, f"windows of {name}: {_difference(found, wanted)}")
+    raised = [msgspec.json.decode(record.body)["raised"] for record in kept if record.lane is Lane.EVENT]
     _require(all(a != b for a, b in itertools.pairwise(raised)), f"an event was raised or cleared twice: {raised}")
 
 
-def windows_of(kept: list[Any]) -> list[int]:
-    """The last message of each window that the forwarded samples make: computed from what arrived, in order, by a fresh
-    Windowing that never crashed."""
-    windowing = Windowing(config.Window(count=COUNT, step=STEP), ["a"], [0])
-    found = []
-    for record in kept:
-        if record.lane is Lane.SAMPLE and record.source == "raw":
-            body = msgspec.json.decode(record.body)
-            if body["message_id"]:
-                stamp = msgspec.structs.replace(record.stamp, wall_ns=0)
-                for window in windowing.push(Sample("box", stamp, (body["values"]["a"],))):
-                    found.append(int(window.values[-1][0]))
-    return found
+Shown = tuple[str, int, int, int, int, float | None]
+"""Of a window: boot, first and last instant, rows, filled, and what came of it (None: the model could not compute it)."""
 
 
-def _difference(found: Counter[int], wanted: Counter[int]) -> str:
-    return f"missing {sorted((wanted - found).elements())[:10]}, too many {sorted((found - wanted).elements())[:10]}"
+def _sample(record: Record) -> Sample:
+    """As it was before it was forwarded; its wall clock may have been set since."""
+    body = msgspec.json.decode(record.body)
+    stamp = msgspec.structs.replace(record.stamp, wall_ns=0)
+    return Sample(body["device"], stamp, tuple(body["values"].values()), body["faults"], body["message_id"])
+
+
+def _windows(settings: config.Pipeline, samples: list[Sample]) -> list[Window]:
+    """What the forwarded samples make, computed by a Windowing that never crashed."""
+    assert settings.window is not None
+    windowing = Windowing(settings.window, ["a", "b"], [0, 1])
+    return [window for sample in samples for window in windowing.push(sample)]
+
+
+def _shown(result: Result) -> Shown:
+    value = result.outputs.get("score" if result.pipeline == "modelled" else "a.last")
+    return (result.first.boot, result.first.mono_ns, result.last.mono_ns, result.rows, result.filled, value)
+
+
+def _wanted(window: Window, pipeline: str) -> Shown:
+    a, b = (float(value) for value in window.values[-1])
+    value = a if pipeline == "windows" else None if window.values[0, 0] % POISON == 0 else a + 10 * b
+    return (window.first.boot, window.first.mono_ns, window.last.mono_ns, window.rows, window.filled, value)
+
+
+def _difference(found: Counter[Any], wanted: Counter[Any]) -> str:
+    return f"missing {[*(wanted - found).elements()][:5]}, too many {[*(found - wanted).elements()][:5]}"
 
 
 def _require(holds: bool, message: str) -> None:

@@ -11,12 +11,10 @@ import asyncio
 import json
 import os
 import shutil
-import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -56,7 +54,14 @@ def main() -> list[dict[str, Any]]:
             table.append(_row(f"outbox: {name}{sync}", ours, bare, ratio, "rows/s", f">= {TARGET}"))
     took_s = asyncio.run(_start_with_a_million())
     table.append(
-        _row(f"outbox: start with {RECORDS:,} records, to the first new one delivered", took_s, None, None, "s", f"<= {START_S_MAX}")
+        _row(
+            f"outbox: start with {RECORDS:,} records, to the first new one delivered",
+            took_s,
+            None,
+            None,
+            "s",
+            f"<= {START_S_MAX}",
+        )
     )
     return table
 
@@ -148,7 +153,7 @@ class _Bare:
         self._database: Any = FileDisk().open(path)
         self._database.execute(
             "CREATE TABLE rows (seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, source TEXT NOT NULL, boot INTEGER NOT NULL,"
-            " mono_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL, synced INTEGER NOT NULL, uniq TEXT NOT NULL, body BLOB NOT NULL)"
+            "mono_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL, synced INTEGER NOT NULL, uniq TEXT NOT NULL, body BLOB NOT NULL)"
         )
         self._seq = 0
 

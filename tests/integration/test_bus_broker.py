@@ -523,19 +523,24 @@ def test_no_mqtt_over_there() -> None:
     run(main)
 
 
-def test_a_subscription_that_is_refused_is_named(tmp_path: Path) -> None:
+def closed_but_for(folder: Path, topic: str) -> dict[str, Any]:
+    """Settings of a mosquitto that refuses every other subscription."""
     plugin = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
     if plugin is None:
         pytest.skip("MISSING: mosquitto_dynamic_security.so (Debian package mosquitto)")
-    access = {"acltype": "subscribePattern", "topic": "open/#", "priority": 1, "allow": True}
+    access = {"acltype": "subscribePattern", "topic": topic, "priority": 1, "allow": True}
     rules = {
         "defaultACLAccess": {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True},
         "roles": [{"rolename": "reader", "acls": [access]}],
         "groups": [{"groupname": "guests", "roles": [{"rolename": "reader", "priority": 1}]}],
         "anonymousGroup": "guests",
     }
-    (tmp_path / "rules.json").write_text(json.dumps(rules))
-    with mosquitto(tmp_path, plugin=plugin, plugin_opt_config_file=tmp_path / "rules.json") as broker:
+    (folder / "rules.json").write_text(json.dumps(rules))
+    return {"plugin": plugin, "plugin_opt_config_file": folder / "rules.json"}
+
+
+def test_a_subscription_that_is_refused_is_named(tmp_path: Path) -> None:
+    with mosquitto(tmp_path, **closed_but_for(tmp_path, "open/#")) as broker:
 
         async def main() -> None:
             async with connected(broker.address()) as one:
@@ -615,3 +620,48 @@ def test_tls(tmp_path: Path, pki: Path) -> None:
 
 def test_tls_to_a_port_without_it(mosq: Broker, pki: Path) -> None:
     refused(mosq.address(tls=True, ca_file=str(pki / "ca.pem")), "", "TLS port", timeout_s=2)
+
+
+def test_a_session_with_a_heap_of_messages_can_be_subscribed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mosquitto 2.0 does not keep its limit of unacknowledged messages after a reconnect: all of them stand in front of the
+    answer to SUBSCRIBE. They are received with a bounded memory, and the connection is not given up."""
+    monkeypatch.setattr(limits, "RECEIVE_MAX", 100)
+    heap = 2 * limits.OVERFLOW * limits.RECEIVE_MAX
+
+    async def main(broker: Broker) -> None:
+        kept = broker.address(client_id="kept", clean=False)
+        async with connected(kept) as first:
+            await first.subscribe("t")
+        async with connected(broker.address()) as giver:
+            await asyncio.gather(*(giver.publish("t", str(n).encode(), qos=1) for n in range(heap)))
+        async with connected(kept) as again:
+            async with asyncio.timeout(10):
+                await again.subscribe("t")
+            assert len(again._inbox) <= limits.RECEIVE_MAX
+            assert [int(message.payload) for message in await take(again, heap)] == list(range(heap))
+            await again.subscribe("u")
+            await again.publish("u", b"still there")
+            assert (await take(again, 1))[0].payload == b"still there"
+
+    with mosquitto(tmp_path, max_queued_messages=0, max_inflight_messages=0) as broker:
+        run(lambda: main(broker))
+
+
+def test_a_late_refusal_of_a_subscription_ends_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECEIVE_MAX", 100)
+    heap = 3 * limits.RECEIVE_MAX
+
+    async def main(broker: Broker) -> None:
+        kept = broker.address(client_id="kept", clean=False)
+        async with connected(kept) as first:
+            await first.subscribe("t")
+        async with connected(broker.address()) as giver:
+            await asyncio.gather(*(giver.publish("t", b"", qos=1) for _ in range(heap)))
+        again = await BUS.connect(kept)
+        await again.subscribe("secret/#")
+        with pytest.raises(BrokerError, match="subscription refused: secret/#"):
+            await take(again, heap + 1)
+        await again.close()
+
+    with mosquitto(tmp_path, max_queued_messages=0, max_inflight_messages=0, **closed_but_for(tmp_path, "t")) as broker:
+        run(lambda: main(broker))

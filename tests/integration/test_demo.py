@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ import wheels
 from edge_runtime.cli.demo import SECONDS_MIN
 
 LIMIT_S = 60.0
+PROGRAM = (sys.executable, "-m", "edge_runtime")
 SHORT = f"{SECONDS_MIN:g}"
 
 
 class Demo:
     """One run in a session of its own; `lines` are what it says as JSON."""
 
-    def __init__(self, tmp_path: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "edge_runtime", "demo", "--json", *words]
-        env = {**os.environ, "TMPDIR": str(tmp_path)}
+    def __init__(self, folder: Path, *words: str, program: Sequence[str | Path] = PROGRAM) -> None:
+        command = [*program, "demo", "--json", *words]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" or program is PROGRAM}
+        env["TMPDIR"] = str(folder)
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env
         )
@@ -76,8 +78,8 @@ class Demo:
 def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     started: list[Demo] = []
 
-    def start(*words: str) -> Demo:
-        started.append(Demo(tmp_path, *words))
+    def start(*words: str, folder: Path = tmp_path, program: Sequence[str | Path] = PROGRAM) -> Demo:
+        started.append(Demo(folder, *words, program=program))
         return started[-1]
 
     yield start
@@ -89,27 +91,6 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
 
 def _works(line: dict[str, Any]) -> bool:
     return bool(line["results_per_s"] and line["sinks"][0]["delivered"])
-
-
-def test_a_run_is_clean_and_leaves_nothing(demo: Callable[..., Demo], tmp_path: Path) -> None:
-    run = demo("--seconds", SHORT)
-    cut = run.until(lambda line: line["uplink"] == "cut")
-    assert cut["results_per_s"] > 0, "the gateway stopped working when the uplink went away"
-    assert run.end() == (0, "")
-    *progress, account = run.lines
-    assert {line["type"] for line in progress} == {"progress"}
-    assert account["type"] == "account"
-    assert account["problems"] == []
-    assert (account["lost"], account["duplicates"], account["waiting"], account["outages"]) == (0, 0, 0, 1)
-    assert account["accepted"] == account["delivered"] == sum(account["by_lane"].values())
-    assert account["by_lane"]["result"] > 20
-    assert account["waited_max"] > 0
-    found = account["anomalies"]
-    assert found["rows"] > 20
-    assert found["true"] >= found["missed"] + found["false"], "the model finds less than it should"
-    assert account["latency"]["p50_ms"] > 0
-    assert {sink["name"]: sink["confirms"] for sink in progress[-1]["sinks"]} == {"cloud": True, "local": False}
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_that_is_gone_is_noticed(demo: Callable[..., Demo], tmp_path: Path) -> None:
@@ -151,11 +132,12 @@ def test_a_process_that_ends_by_itself_ends_the_demo(demo: Callable[..., Demo]) 
         assert "Traceback" not in err
 
 
-def test_ctrl_c_heals_the_uplink_drains_and_accounts(demo: Callable[..., Demo]) -> None:
-    run = demo("--seconds", "9")
+def test_ctrl_c_heals_the_uplink_drains_and_accounts(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    run = demo("--seconds", "7", "--keep", str(tmp_path / "kept"))
     run.until(lambda line: line["uplink"] == "cut" and sum(line["sinks"][0]["waiting"].values()) > 0)
     run.ctrl_c()
-    assert run.end() == (0, "")
+    assert run.end() == (0, f"files: {tmp_path}/kept\n")
+    assert "broker_died" not in (tmp_path / "kept" / "gateway.log").read_text(), "the broker heard the Ctrl-C, too"
     account = run.lines[-1]
     assert account["problems"] == []
     assert account["accepted"] == account["delivered"] > 0
@@ -190,14 +172,24 @@ def test_it_refuses_a_folder_with_something_in_it(demo: Callable[..., Demo], tmp
     assert f"error: {tmp_path}/old is not empty" in err
 
 
-def test_an_installed_wheel_has_it_and_shows_the_view_on_a_terminal(tmp_path: Path) -> None:
-    bin_folder = wheels.venv(tmp_path / "venv", wheels.build(wheels.ROOT, tmp_path))
+def test_an_installed_wheel_shows_it_to_programs_and_people(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    """Two runs at once: one gives JSON to a pipe, one the view to a terminal. Both are clean, and leave nothing behind."""
+    dist, files = tmp_path / "dist", tmp_path / "files"
+    files.mkdir()
+    program = wheels.venv(dist / "venv", wheels.build(wheels.ROOT, dist)) / "edge-runtime"
+    run = demo("--seconds", SHORT, program=[program], folder=files)
+    _check_view(_on_a_terminal([program, "demo", "--seconds", SHORT], files))
+    assert run.end() == (0, "")
+    _check_json(run.lines)
+    assert list(files.iterdir()) == []
+
+
+def _on_a_terminal(command: Sequence[str | Path], folder: Path) -> str:
+    """What it shows there, without the colours. It ends with status 0."""
     near, far = pty.openpty()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.Popen(
-        [bin_folder / "edge-runtime", "demo", "--seconds", SHORT], stdin=far, stdout=far, stderr=far, cwd=tmp_path,
-        env=env | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "TMPDIR": str(tmp_path)}, start_new_session=True,
-    )  # fmt: skip
+    env |= {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, cwd=folder, env=env, start_new_session=True)
     os.close(far)
     said = b""
     with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
@@ -205,6 +197,27 @@ def test_an_installed_wheel_has_it_and_shows_the_view_on_a_terminal(tmp_path: Pa
             said += chunk
     os.close(near)
     assert process.wait(LIMIT_S) == 0, said.decode()
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+
+
+def _check_view(shown: str) -> None:
     for part in ("uplink CUT", "uplink up", "to the broker only", "clean: every accepted record is at the receiver exactly once"):
         assert part in shown
+
+
+def _check_json(lines: list[dict[str, Any]]) -> None:
+    *progress, account = lines
+    assert {line["type"] for line in progress} == {"progress"}
+    cut = [line for line in progress if line["uplink"] == "cut"]
+    assert cut[-1]["results_per_s"] > 0, "the gateway stopped working when the uplink went away"
+    assert account["type"] == "account"
+    assert account["problems"] == []
+    assert (account["lost"], account["duplicates"], account["waiting"], account["outages"]) == (0, 0, 0, 1)
+    assert account["accepted"] == account["delivered"] == sum(account["by_lane"].values())
+    assert account["by_lane"]["result"] > 20
+    assert account["waited_max"] > 0
+    found = account["anomalies"]
+    assert found["rows"] > 20
+    assert found["true"] >= found["missed"] + found["false"], "the model finds less than it should"
+    assert account["latency"]["p50_ms"] > 0
+    assert {sink["name"]: sink["confirms"] for sink in progress[-1]["sinks"]} == {"cloud": True, "local": False}

@@ -95,6 +95,7 @@ async def decisions(model: Model, known: KnownAnswers) -> list[int]:
 def test_it_opens_and_decides_the_known_answers(known: KnownAnswers, engine: str, executed_on: str) -> None:
     async def test() -> None:
         model = await opened(engine)
+        assert model.version == store.read_manifest(store.find(NAME, [])).version
         assert (model.name, model.rows, model.points) == (NAME, 1, tuple(f"f{n}" for n in range(1, 10)))
         assert executed_on in model.executed_on
         assert await decisions(model, known) == known.decisions.tolist()
@@ -109,8 +110,13 @@ def test_auto_tries_every_artefact_with_every_engine_and_keeps_the_times() -> No
     async def test() -> None:
         model = await opened()
         tried = {(trial.file, trial.engine) for trial in model.trials}
-        wanted = {("fp32.tflite", "tflite"), ("int8.tflite", "tflite"), ("fp32.xml", "openvino"), ("int8.xml", "openvino")}
-        assert wanted | {("fp32.tflite", "openvino"), ("int8.tflite", "openvino")} == tried
+        everywhere = {
+            ("fp32.tflite", "tflite"),
+            ("int8.tflite", "tflite"),
+            ("fp32.tflite", "openvino"),
+            ("int8.tflite", "openvino"),
+        }
+        assert everywhere | {("fp32.xml", "openvino"), ("int8.xml", "openvino"), ("fp32.onnx", "openvino")} == tried
         assert all(trial.works and 0 < trial.p50_ns <= trial.p99_ns for trial in model.trials), model.trials
         taken = next(trial for trial in model.trials if trial.executed_on == model.executed_on and trial.file == model.file)
         same = [trial.p50_ns for trial in model.trials if trial.precision == taken.precision]
@@ -129,6 +135,8 @@ def test_each_artefact_brings_its_own_threshold(folder: Path) -> None:
             model = await opened("tflite", reference=str(folder))
             assert (model.file, model.threshold) == (keep, manifest.artefacts[0].threshold)
             assert model.artefact == manifest.artefacts[0].sha256
+            window = store.load(folder).known.windows[0]
+            assert (await model.infer(window)).threshold == model.threshold
             model.close()
 
     run(test)
@@ -177,7 +185,7 @@ def test_a_model_that_has_another_shape_than_its_manifest_is_refused_with_the_re
         edit(folder, swap)
         with pytest.raises(EngineError, match="nothing computes it here") as caught:
             await opened(reference=str(folder))
-        for file in ("fp32.tflite", "int8.tflite", "fp32.xml", "int8.xml"):
+        for file in ("fp32.tflite", "int8.tflite", "fp32.xml", "int8.xml", "fp32.onnx"):
             assert f"{file}: its input is" in caught.value.cause
         assert "the manifest says float32[1, 3, 3]" in caught.value.cause
 

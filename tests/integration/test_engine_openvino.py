@@ -1,4 +1,4 @@
-"""IR and TFLite artefacts through OpenVINO."""
+"""IR, ONNX and TFLite artefacts through OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from edge_runtime.testing.engine_suite import EngineSuite
 class TestOpenvino(EngineSuite):
     engine = OpenvinoEngine()
     executed_on = "openvino:CPU"
+
+    def test_every_kind_of_file_that_it_claims_is_among_the_known_answers(self) -> None:
+        assert {Path(artefact.file).suffix for _, artefact in self.shipped()} == set(self.engine.suffixes)
 
     @pytest.mark.parametrize("name", ["auto", "hetero", "multi", "AUTO:NPU,CPU", "hetero:npu,cpu", "batch"])
     def test_openvinos_own_fallbacks_are_refused(self, name: str) -> None:

@@ -23,6 +23,7 @@ WAYS: list[tuple[str, Engine]] = [
     ("int8.tflite", TfliteEngine()),
     ("fp32.xml", OpenvinoEngine()),
     ("int8.xml", OpenvinoEngine()),
+    ("fp32.onnx", OpenvinoEngine()),
     ("fp32.tflite", OpenvinoEngine()),
     ("int8.tflite", OpenvinoEngine()),
 ]
@@ -65,6 +66,10 @@ def test_auc_and_threshold_on_held_out_rows(
     found = scores > artefact.threshold
     assert found[labels == 1].mean() > 0.95
     assert found[labels == 0].mean() < 0.01
+
+
+def test_every_artefact_is_measured(stored: Stored) -> None:
+    assert {file for file, _ in WAYS} == {artefact.file for artefact in stored.manifest.artefacts}
 
 
 def test_known_answers_have_both_decisions(stored: Stored) -> None:

@@ -3,19 +3,25 @@ and repeats exactly: `python -m edge_runtime.testing.simulation SEED`."""
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from edge_runtime.outbox import tables
 from edge_runtime.outbox.batch import Batch
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.store import Store
+from edge_runtime.pipeline.windowing import State, Windowing
+from edge_runtime.records import Sample
 from edge_runtime.testing.simulation import Broken, Outcome, simulate
 
 SEEDS = int(os.environ.get("EDGE_SEEDS", "200"))
@@ -30,7 +36,7 @@ def one(seed: int) -> tuple[int, str, Outcome | None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(max(600, 3 * SEEDS))
 def test_every_seed_keeps_every_promise() -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         outcomes = list(pool.map(one, range(FIRST, FIRST + SEEDS), chunksize=10))
@@ -62,13 +68,11 @@ def seeds_until_broken(most: int) -> str:
 
 
 def test_it_finds_an_acknowledgement_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hasty(self: Store, device: str, samples: object) -> object:
-        async def journal() -> list[int]:
-            self._batch.add_samples(device, samples)[1].add_done_callback(lambda done: done.exception())  # type: ignore[arg-type]
-            self._wake.set()
-            return [0]
+    journal, pending = Store.journal, []
 
-        return journal()
+    async def hasty(self: Store, device: str, samples: Sequence[Sample]) -> list[int]:
+        pending.append(asyncio.ensure_future(journal(self, device, samples)))
+        return [0]
 
     monkeypatch.setattr(Store, "journal", hasty)
     assert "missing" in seeds_until_broken(20)
@@ -88,12 +92,9 @@ def test_it_finds_a_journal_that_forgets_too_early(monkeypatch: pytest.MonkeyPat
 def test_it_finds_redeliveries_that_are_not_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     add = Batch.add_samples
 
-    def forgetful(self: Batch, device: str, samples: object) -> object:
-        import msgspec
-
-        return add(
-            self, device, [msgspec.structs.replace(sample, message_id=f" {sample.message_id}{id(sample)}") for sample in samples]
-        )  # type: ignore[attr-defined]
+    def forgetful(self: Batch, device: str, samples: Sequence[Sample], *rest: Any) -> Any:
+        named = [msgspec.structs.replace(sample, message_id=f" {sample.message_id}{id(sample)}") for sample in samples]
+        return add(self, device, named, *rest)
 
     monkeypatch.setattr(Batch, "add_samples", forgetful)
     assert "too many" in seeds_until_broken(20)
@@ -113,6 +114,12 @@ def test_it_finds_a_sink_that_counts_sending_as_delivery(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Delivery, "_send_once", believe)
     assert "missing" in seeds_until_broken(20)
+
+
+def test_it_finds_a_window_that_spans_an_uncommitted_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart that forgets what was held, or where the grid stands."""
+    monkeypatch.setattr(Windowing, "state", property(lambda self: State(self.needed_row)))
+    assert "windows of" in seeds_until_broken(40)
 
 
 def test_a_seed_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     # Each of the others has one file that touches it.
     "paho": ("edge_runtime/bus/broker.py",),
     "iotcore": ("edge_runtime/bus/host.py",),
-    "yaml": ("edge_runtime/document.py", "edge_runtime/inference/store.py"),
+    "yaml": ("edge_runtime/document.py",),
     "sqlite3": ("edge_runtime/outbox/database.py", "edge_runtime/receiver/ledger.py", "edge_runtime/testing/"),
     "ai_edge_litert": ("edge_runtime/inference/engine_tflite.py",),
     "tflite_runtime": ("edge_runtime/inference/engine_tflite.py",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from typing import Any
 
 import msgspec
@@ -78,6 +79,15 @@ def test_rows_are_compared_whichever_half_comes_first() -> None:
     assert seen.found.labelled == 2
     assert [judged.verdict for judged in seen.last] == ["normal", "found", "missed", "false alarm"]
     assert [judged.row for judged in seen.notable] == [2, 3, 4]
+
+
+def test_a_row_that_was_read_twice_counts_once() -> None:
+    seen = Comparison()
+    for mono_ns in (1, 2):
+        seen.label(mono_ns, 7, True)
+        seen.result(mono_ns, 9.0, True)
+    assert seen.found == Found(rows=1, true=1)
+    assert len(seen.notable) == 1
 
 
 def test_halves_that_stay_alone_are_forgotten() -> None:
@@ -198,8 +208,16 @@ def test_missing_extras_are_told_before_anything_starts(
     assert "hint: pip install 'edge-runtime[demo]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--seconds", "1"], ["--seconds", "nan"], ["--seconds", "x"]])
-def test_a_run_must_be_long_enough_for_an_outage(words: list[str]) -> None:
+def test_a_broker_port_that_is_taken_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["demo", "--json", "--broker-port", str(port)]) == 1
+    assert f"error: port {port}: address already in use\nhint: give another --broker-port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--broker-port", "70000"], ["--seconds", "1"], ["--seconds", "nan"], ["--seconds", "x"]])
+def test_wrong_options_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["demo", *words])
     assert ended.value.code == 2
+    assert len(capsys.readouterr().err) < 500

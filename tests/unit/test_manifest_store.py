@@ -45,7 +45,13 @@ def test_a_model_that_is_not_there_is_named_with_the_places_and_the_models_that_
     assert "shuttle-anomaly" in caught.value.hint
 
 
-@pytest.mark.parametrize("file", ["fp32.tflite", "int8.tflite", "fp32.xml", "fp32.bin", "known-answers.npz"])
+def test_a_path_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        store.find(str(tmp_path / "schuttle"), [tmp_path])
+    assert caught.value.cause.count("schuttle") == 2  # what was asked for, and where it was looked for
+
+
+@pytest.mark.parametrize("file", ["fp32.tflite", "int8.tflite", "fp32.xml", "fp32.bin", "fp32.onnx", "known-answers.npz"])
 def test_a_file_that_was_changed_is_refused(folder: Path, file: str) -> None:
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1

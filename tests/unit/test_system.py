@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from edge_runtime.board import system
 from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
+from edge_runtime.ports import EdgeError
 
 
 def test_the_clock_never_goes_back_and_knows_its_boot() -> None:
@@ -101,9 +104,39 @@ def test_more_calls_than_it_holds_wait_outside() -> None:
         worker, go_on = ThreadWorker("test", calls_max=3), threading.Event()
         calls = [asyncio.create_task(worker.run(go_on.wait, 10)) for _ in range(10)]
         await asyncio.sleep(0)
-        assert worker._thread._work_queue.qsize() <= 3
+        assert worker._calls.qsize() <= 3
         go_on.set()
         assert all(await asyncio.gather(*calls))
         worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_never_ends_does_not_keep_the_program() -> None:
+    program = """
+import asyncio, threading
+from edge_runtime.board.system import ThreadWorker
+
+async def main():
+    begun = threading.Event()
+    stuck = asyncio.create_task(ThreadWorker("stuck").run(lambda: begun.set() or threading.Event().wait()))
+    await asyncio.to_thread(begun.wait)
+    stuck.cancel()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_its_thread_has_its_name_and_is_gone_after_close() -> None:
+    async def scenario() -> None:
+        worker = ThreadWorker("press-writer")
+        thread = await worker.run(threading.current_thread)
+        assert thread.name == "press-writer"
+        worker.close()
+        worker.close()
+        assert not thread.is_alive()
+        with pytest.raises(EdgeError, match="press-writer is closed"):
+            await worker.run(print)
 
     asyncio.run(scenario())

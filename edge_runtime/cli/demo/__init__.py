@@ -36,7 +36,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files (configuration, outbox, records, logs) here")
     parser.add_argument(
-        "--broker-port", type=int, default=0, metavar="N", help="port of the local MQTT broker (default: a free one)"
+        "--broker-port",
+        type=_port,
+        default=0,
+        metavar="N",
+        help="port of the local MQTT broker (default: a free one)",
     )
 
 
@@ -49,12 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
     live = sys.stdout.isatty() and not (args.json or args.plain)
     settings.check_extras(live)
+    broker_port = settings.free_port(args.broker_port)
     folder = _folder(args.keep)
     shown = show.choose(args.json, live)
     clean = False
     try:
         with _stderr_to(folder / LOG):
-            account, seconds = asyncio.run(Performance(folder, args.seconds, args.broker_port, shown).run())
+            account, seconds = asyncio.run(Performance(folder, args.seconds, broker_port, shown).run())
         show.finish(account, seconds, args.json)
         clean = not account.problems
     except asyncio.CancelledError:
@@ -72,6 +77,12 @@ def _seconds(text: str) -> float:
     if not seconds >= SECONDS_MIN:
         raise argparse.ArgumentTypeError(f"{text}: at least {SECONDS_MIN:g}, or the outage is too short to be seen")
     return seconds
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65_536):
+        raise argparse.ArgumentTypeError(f"{text}: no port number")
+    return int(text)
 
 
 def _folder(keep: Path | None) -> Path:

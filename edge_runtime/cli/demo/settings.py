@@ -77,7 +77,12 @@ def check_extras(view: bool) -> None:
         raise EdgeError(f"the demo needs what is not installed: {', '.join(missing)}", "pip install 'edge-runtime[demo]'")
 
 
-def free_port() -> int:
+def free_port(wanted: int) -> int:
+    """`wanted`, or any where that is 0. Raises EdgeError when it is taken."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise EdgeError(f"port {wanted}: {(error.strerror or str(error)).lower()}", "give another --broker-port") from None
         return int(probe.getsockname()[1])

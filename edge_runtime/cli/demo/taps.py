@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ from edge_runtime.cli.demo.watching import Comparison, Latencies
 from edge_runtime.config import AnySink
 from edge_runtime.gateway import MakeSink
 from edge_runtime.outbox.sinks.mqtt_live import LiveMessage
-from edge_runtime.ports import Address, Bus, Clock, Message, Receipt, Sink
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Message, Receipt, Sink
 from edge_runtime.records import Record, Result
+
+ATTEMPT_S, ATTEMPTS_MAX = 0.1, 100
+"""To reach the local broker while it starts."""
 
 
 class TimedSink:
@@ -59,8 +63,8 @@ class Listener:
         self._bus, self._address, self._comparison = bus, address, comparison
 
     async def run(self) -> None:
-        """Until cancelled. Raises BrokerError when the broker is gone."""
-        connection = await self._bus.connect(self._address)
+        """Until cancelled. Raises BrokerError when the broker does not come, or is gone."""
+        connection = await self._connect()
         try:
             await connection.subscribe(topics.gateway(settings.SITE, settings.GATEWAY, "+", "+"))
             while True:
@@ -69,6 +73,15 @@ class Listener:
                 connection.acknowledge(message)
         finally:
             await connection.close()
+
+    async def _connect(self) -> Connection:
+        """The gateway starts its broker beside everything else."""
+        for _ in range(ATTEMPTS_MAX - 1):
+            try:
+                return await self._bus.connect(self._address)
+            except BrokerError:
+                await asyncio.sleep(ATTEMPT_S)
+        return await self._bus.connect(self._address)
 
     def _hear(self, message: Message) -> None:
         parsed = topics.parse(message.topic)

@@ -74,6 +74,9 @@ class Comparison:
             _keep(self._results, mono_ns, (score, alarm))
 
     def _judge(self, judged: Judged) -> None:
+        """A row counts once, although it is read twice when the press is a moment late."""
+        if self.last and self.last[-1].row == judged.row:
+            return
         self.found.rows += 1
         self.found.true += judged.alarm and judged.anomaly
         self.found.false += judged.alarm and not judged.anomaly
@@ -84,7 +87,7 @@ class Comparison:
 
 
 def _keep(pending: dict[int, T], mono_ns: int, value: T) -> None:
-    """A row that was read twice before the press wrote the next one is forwarded once: its second result stays alone."""
+    """A half whose other half never comes is forgotten at last."""
     pending[mono_ns] = value
     if len(pending) > PENDING_MAX:
         del pending[next(iter(pending))]

@@ -1,0 +1,188 @@
+"""Keeps the outbox's files (database, WAL, shared memory) under the cap: looks before each write, evicts in the same transaction,
+and deletes what every sink has.
+
+    cap = pages of the database + the WAL (up to its checkpoint, and what one transaction may add) + shared memory
+
+A reader in another program can keep the WAL from being cut. While the cap allows it the WAL then grows; after that the store
+waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edge_runtime.outbox import intervals, tables
+from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch
+from edge_runtime.outbox.database import BUSY_S_MAX, PAGE_BYTES, full, locked
+from edge_runtime.outbox.gaps import Change, Gaps
+from edge_runtime.outbox.lanes import EVICT_SHARE, next_to_go
+from edge_runtime.ports import Database, Disk, Ranges
+from edge_runtime.records import LANES, Draft, Gap, Lane
+
+PURGE_ROWS_MAX = 5_000
+"""Delivered records deleted in one transaction: a backlog of a million must not make it last for seconds."""
+
+FILL = 1.4
+"""Bytes on the disk for a byte of rows: pages are not full."""
+
+CHANGE_PAGES = 16
+"""What a transaction writes beside its rows: inner pages, free lists, heads, positions, a gap record."""
+
+FRAME_BYTES = PAGE_BYTES + 24
+SHARED_BYTES = 32_768
+"""The -shm file, for each 4,096 frames of the WAL."""
+
+LOG_FILL = 1.5
+"""Pages in the WAL for a page that is needed: what is evicted is written as well."""
+
+PURGE_SHARE = 4
+"""One part in so many of a transaction's bytes may be deleted in it after delivery."""
+
+BATCH_SHARE = 8
+"""One part in so many of the cap may come in one transaction."""
+
+FULL_REASON = "outbox full"
+
+
+class Room:
+    """One outbox file's room. `log_bytes_max`: what the WAL may hold before a transaction."""
+
+    def __init__(self, disk: Disk, path: Path, *, size_bytes_max: int, log_bytes_max: int, batch_bytes_max: int) -> None:
+        self.batch_bytes_max = min(batch_bytes_max, size_bytes_max // BATCH_SHARE)
+        self._disk, self._path, self._size_bytes_max = disk, path, size_bytes_max
+        # The WAL is cut when it has half of log_bytes_max; one transaction may come on top of that.
+        log_frames = log_bytes_max // 2 // FRAME_BYTES + _frames(self.batch_bytes_max, self.batch_bytes_max // PURGE_SHARE)
+        self._log_bytes_max = log_frames * FRAME_BYTES
+        self._shared_bytes = SHARED_BYTES * (1 + log_frames // 4_000)
+        self.pages_max = (size_bytes_max - self._log_bytes_max - self._shared_bytes) // PAGE_BYTES
+        self._pages_spare = 0
+        self._log_bytes = self._log_bytes_max
+        """What the WAL holds at most."""
+        self._sinks: Mapping[str, Sequence[Lane]] = {}
+        self._purged: dict[Lane, Ranges] = {}
+
+    def begin(self, sinks: Mapping[str, Sequence[Lane]]) -> None:
+        self._sinks = sinks
+        self.forget()
+
+    def forget(self) -> None:
+        """After a transaction that failed, and with a new file: nothing is known."""
+        self._pages_spare, self._log_bytes, self._purged = 0, self._log_bytes_max, {}
+
+    # --- before the write ---
+
+    def check_log(self, database: Database, batch: Batch, *, purging: bool) -> None:
+        """Outside a transaction. Raises DiskError while the WAL cannot be cut and nothing more may be added to it."""
+        coming = FRAME_BYTES * _frames(batch.size_bytes, self.batch_bytes_max // PURGE_SHARE if purging else 0)
+        self._log_bytes += coming
+        if self._log_bytes <= self._log_bytes_max:  # at most that much: asking the file system costs a tenth of a transaction
+            return
+        self._log_bytes = self._disk.log_bytes(self._path) + coming
+        if self._log_bytes <= self._log_bytes_max:
+            return
+        database.execute("PRAGMA busy_timeout=0")
+        tables.rows(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+        database.execute(f"PRAGMA busy_timeout={int(BUSY_S_MAX * 1000)}")
+        log = self._disk.log_bytes(self._path)
+        self._log_bytes = log + coming
+        if self._log_bytes <= self._log_bytes_max:
+            return
+        pages, _ = tables.size_pages(database)
+        shared = SHARED_BYTES * (1 + (log + coming) // FRAME_BYTES // 4_000)
+        if (pages + _pages(batch.size_bytes)) * PAGE_BYTES + log + coming + shared > self._size_bytes_max:
+            raise locked(f"another program reads {self._path.name}, so that its log cannot be cut and has reached the cap")
+
+    def make(
+        self, change: Change, batch: Batch, gaps: Gaps, acknowledged: Mapping[tuple[str, Lane], Ranges]
+    ) -> dict[Lane, list[Draft]]:
+        """Evicts, the least important lane first and the oldest record first, and says so. Returns the drafts to be written:
+        those that are less important than all that could go instead go themselves."""
+        drafts = batch.drafts
+        needed = _pages(batch.size_bytes)
+        self._pages_spare -= needed
+        if self._pages_spare >= 0:
+            return drafts
+        while (short := self._pages_short(change.database, needed)) > 0:
+            lows = tables.lows(change.database)
+            lane = next_to_go(lows, drafts)
+            if lane is None:
+                raise full(f"outbox.size_bytes_max leaves no room: {short} pages short and nothing to evict")
+            if lane in lows:
+                share = int(self.pages_max * PAGE_BYTES * EVICT_SHARE)
+                self._evict(change, lane, max(short * PAGE_BYTES, share), gaps, self._delivered(lane, acknowledged, change.heads))
+            else:
+                dropped = drafts[lane]
+                drafts = {each: rows for each, rows in drafts.items() if each is not lane}
+                needed -= _row_pages(dropped)
+                self._drop(change, lane, len(dropped), gaps)
+        # Asking SQLite costs as much as a small transaction: from here on half of what is spare may be used without asking.
+        self._pages_spare = -short // 2
+        return drafts
+
+    def _pages_short(self, database: Database, needed: int) -> int:
+        pages, free = tables.size_pages(database)
+        return pages - free + needed - self.pages_max
+
+    def _evict(self, change: Change, lane: Lane, size_bytes: int, gaps: Gaps, delivered: Ranges) -> None:
+        """The oldest records of one epoch, about so many bytes."""
+        gone: list[int] = []
+        epoch = 0
+        for seq, number, body_bytes in tables.oldest(change.database, lane, PURGE_ROWS_MAX):
+            if size_bytes <= 0 or (gone and number != epoch):
+                break
+            gone.append(seq)
+            epoch = number
+            size_bytes -= body_bytes + RECORD_OVERHEAD_BYTES
+        change.delete(lane, gone[0], gone[-1], len(gone))
+        lost = intervals.subtract(intervals.of(gone), delivered)
+        if lost:
+            first, last = lost[0][0], lost[-1][1]
+            count, epoch_name = intervals.size(lost), tables.epoch_text(epoch)
+            gaps.declare(change, Gap(lane=lane, epoch=epoch_name, first=first, last=last, count=count, reason=FULL_REASON))
+
+    def _drop(self, change: Change, lane: Lane, count: int, gaps: Gaps) -> None:
+        """Drafts that get their seqs and are gone at once."""
+        first = change.heads[lane] + 1
+        change.heads[lane] += count
+        change.deleted = True
+        last = change.heads[lane]
+        gaps.declare(change, Gap(lane=lane, epoch=change.epoch, first=first, last=last, count=count, reason=FULL_REASON))
+
+    # --- after delivery ---
+
+    def purge(self, change: Change, acknowledged: Mapping[tuple[str, Lane], Ranges]) -> bool:
+        """Deletes what every sink of a lane has. True: there is more to delete."""
+        purged, left, budget = self._purged, False, PURGE_ROWS_MAX
+        bytes_max = self.batch_bytes_max // PURGE_SHARE // len(LANES)
+        for lane in LANES:
+            for first, last in intervals.subtract(self._delivered(lane, acknowledged, change.heads), purged.get(lane, ())):
+                upto = first - 1
+                if budget > 0:
+                    end = tables.within(change.database, lane, first, last, budget, bytes_max)
+                    upto = change.delete(lane, first, end, budget)
+                    budget = 0 if end < last else budget
+                purged[lane] = intervals.union(purged.get(lane, ()), ((first, upto),))
+                budget -= upto - first + 1
+                left = left or upto < last
+        return left
+
+    def _delivered(self, lane: Lane, acknowledged: Mapping[tuple[str, Lane], Ranges], heads: Mapping[Lane, int]) -> Ranges:
+        """What every sink of a lane has; nothing of a lane that no sink takes: it keeps its records."""
+        takers = [sink for sink, lanes in self._sinks.items() if lane in lanes]
+        everywhere: Ranges = ((1, heads[lane]),) if takers and heads[lane] else ()
+        for sink in takers:
+            everywhere = intervals.intersection(everywhere, acknowledged.get((sink, lane), ()))
+        return everywhere
+
+
+def _pages(size_bytes: int) -> int:
+    return int(size_bytes * FILL) // PAGE_BYTES + CHANGE_PAGES
+
+
+def _frames(size_bytes: int, deleted_bytes: int) -> int:
+    return int(_pages(size_bytes) * LOG_FILL + deleted_bytes * FILL / PAGE_BYTES)
+
+
+def _row_pages(drafts: Sequence[Draft]) -> int:
+    return int(sum(len(draft.body) + RECORD_OVERHEAD_BYTES for draft in drafts) * FILL) // PAGE_BYTES

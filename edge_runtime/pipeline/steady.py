@@ -1,0 +1,126 @@
+"""A pipeline's model, opened again until it works. What fails here holds up this pipeline only: meanwhile a polled source's queue
+drops its oldest samples and counts them, and the journal keeps everything.
+
+    it cannot be opened, or does not fit    tried again for ever
+    it fails on a window                    opened again, which proves it with its known answers; then the same window again
+    it is stuck                             the same window again: the model replaces its worker itself
+    it is proved, and fails every time      the window is at fault: its result says so, and the next one's turn comes
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from edge_runtime.inference.engine import EngineError
+from edge_runtime.inference.model import Inference, Model, Stuck
+from edge_runtime.pipeline.windowing import Window
+from edge_runtime.ports import Dice, EdgeError
+
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
+"""Between attempts to open a model, or to run a window."""
+
+ATTEMPTS_MAX = 3
+"""To compute one window with a model that has proved itself."""
+
+OpenModel = Callable[[], Awaitable[Model | None]]
+"""None: the pipeline has no model. Raises EngineError."""
+
+
+class PipelineState(msgspec.Struct):
+    """`cause` and `hint` say why it stands still, "" if it does not. `failed`: windows that the model could not compute;
+    `dropped`: samples of a polled source that came while the queue was full; `discarded` (windows), `skipped` (samples), by
+    reason, and `bad` values, by point, are the windowing's."""
+
+    cause: str = ""
+    hint: str = ""
+    samples: int = 0
+    windows: int = 0
+    failed: int = 0
+    events: int = 0
+    dropped: int = 0
+    executed_on: str = ""
+    alarms: tuple[str, ...] = ()
+    discarded: dict[str, int] = {}
+    skipped: dict[str, int] = {}
+    bad: dict[str, int] = {}
+
+
+class SteadyModel:
+    """`fit` is called with each model that was opened, and raises EngineError where it does not fit the pipeline."""
+
+    def __init__(
+        self, open_model: OpenModel, fit: Callable[[Model | None], None], state: PipelineState, dice: Dice, log: Any
+    ) -> None:
+        self._open_model, self._fit, self._state, self._dice, self._log = open_model, fit, state, dice, log
+        self.model: Model | None = None
+
+    async def open(self) -> None:
+        """Returns when the pipeline can run."""
+        await self._until_open()
+        self._works()
+
+    async def infer(self, window: Window) -> tuple[Inference, str]:
+        """Only where there is a model. ("", or why this window cannot be computed.)"""
+        attempt, proved, fault = 0, 0, ""
+        while True:
+            model = self.model
+            assert model is not None
+            try:
+                inference = await model.infer(window.values)
+            except EngineError as error:
+                self._stands_still(error)
+                stuck = isinstance(error, Stuck)  # no window's fault; and the model replaces its worker itself, and faster
+                proved, fault = proved + (not stuck), str(error)
+                if proved == ATTEMPTS_MAX:
+                    break
+                await self._pause(attempt)
+                attempt += 1
+                if not stuck:
+                    await self._until_open()
+            else:
+                self._works()
+                self._state.executed_on = inference.executed_on
+                return inference, ""
+        self._log.error("window_failed", cause=fault, hint="the model passes its known answers: look at the window's values")
+        self._state.failed += 1
+        self._works()
+        return Inference({}, model.executed_on, model.artefact), fault
+
+    def close(self) -> None:
+        if self.model:
+            self.model.close()
+        self.model = None
+
+    async def _until_open(self) -> None:
+        attempt = 0
+        while True:
+            self.close()
+            try:
+                self.model = await self._open_model()
+                self._fit(self.model)
+            except EdgeError as error:
+                self._stands_still(error)
+            else:
+                self._state.executed_on = self.model.executed_on if self.model else ""
+                return
+            self.close()
+            await self._pause(attempt)
+            attempt += 1
+
+    async def _pause(self, attempt: int) -> None:
+        wait_s = min(BACKOFF_S_MIN * 2.0 ** min(attempt, 10), BACKOFF_S_MAX)
+        await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s))
+
+    def _stands_still(self, error: EdgeError) -> None:
+        if error.cause != self._state.cause:
+            self._log.error("pipeline_stopped", cause=error.cause, hint=error.hint)
+        self._state.cause, self._state.hint = error.cause, error.hint
+
+    def _works(self) -> None:
+        if self._state.cause:
+            self._log.info("pipeline_works")
+            self._state.cause = self._state.hint = ""

@@ -1,0 +1,411 @@
+"""Disk full, read-only, failing, corrupt: states, not crashes. Nothing accepted is lost without being told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outboxes import SINKS, accounted, draft, everything, gaps_of, new_store, opened, sample, texts
+
+from edge_runtime.outbox import tables
+from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Position
+from edge_runtime.outbox.database import PAGE_BYTES, Trouble, trouble
+from edge_runtime.outbox.file import SALVAGED
+from edge_runtime.outbox.store import Store
+from edge_runtime.ports import EdgeError
+from edge_runtime.records import LANES, Lane
+from edge_runtime.testing.disk import FaultyDisk, rot
+from edge_runtime.testing.fence import Fence
+
+ROWS = 2_000
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """The store's state has no event: an operator looks at it now and then, and so do we."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+# --- full, read-only, failing ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("NOT ROOT, OR NO MOUNT HERE: the real full and read-only disk are not shown")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+
+
+def test_a_full_disk_is_waited_out(small_disk: Path) -> None:
+    async def scenario() -> None:
+        path = small_disk / "outbox.db"
+        async with opened(path) as store:
+            (small_disk / "ballast").write_bytes(bytes(15_500_000))
+            commits: list[asyncio.Future[Any]] = []
+            while not store.state.trouble:
+                commits.append(asyncio.gather(store.commit([draft(len(commits), size=5_000)])))
+                await asyncio.wait(commits[-1:], timeout=0.2)
+            assert store.state.trouble is Trouble.FULL
+            assert "free space" in store.state.hint
+            accepted = sum(commit.done() for commit in commits)
+            assert 0 < accepted < len(commits)
+            more = [asyncio.gather(store.commit([draft(len(commits) + n, size=100_000)])) for n in range(60)]
+            await asyncio.sleep(0.3)
+            assert store._batch.size_bytes <= BATCH_BYTES_MAX  # the rest waits with its callers
+            assert not any(commit.done() for commit in more)
+            for commit in more:
+                commit.cancel()
+            (small_disk / "ballast").unlink()
+            await asyncio.wait_for(asyncio.gather(*commits), 20)
+            assert store.state.trouble is None
+            assert texts(await everything(store))[: len(commits)] == [str(n) for n in range(len(commits))]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_read_only_disk_is_waited_out(small_disk: Path) -> None:
+    async def scenario() -> None:
+        async with opened(small_disk / "outbox.db") as store:
+            await store.commit([draft("before")])
+            await store._writer.run(store._file.drop_writer)  # a file that is open for writing forbids the remount
+            await store._reader.run(store._file.drop_reader)
+            remount(small_disk, "ro")
+            commit = asyncio.gather(store.commit([draft("after")]))
+            await until(lambda: store.state.trouble is Trouble.READ_ONLY)
+            assert "remount" in store.state.hint
+            remount(small_disk, "rw")
+            await asyncio.wait_for(commit, 20)
+            assert store.state.trouble is None
+            assert texts(await everything(store)) == ["before", "after"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (sqlite3.SQLITE_FULL, Trouble.FULL),
+        (sqlite3.SQLITE_READONLY, Trouble.READ_ONLY),
+        (sqlite3.SQLITE_IOERR, Trouble.FAILING),
+    ],
+)
+def test_a_disk_that_fails_for_a_while_also_at_the_start(code: int, kind: Trouble, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        disk = FaultyDisk(random.Random(1), Fence("node"))
+        disk.trouble = code
+        store = new_store(tmp_path / "outbox.db", disk=disk)
+        opening = asyncio.create_task(store.open(SINKS, {}))
+        await until(lambda: store.state.trouble is kind)
+        disk.trouble = None
+        await asyncio.wait_for(opening, 20)
+        assert store.state.trouble is None
+        for number in range(3):
+            disk.trouble = code
+            commit = asyncio.gather(store.commit([draft(number)]))
+            await until(lambda: store.state.trouble is kind)
+            assert store.state.cause
+            assert not commit.done()
+            disk.trouble = None
+            await asyncio.wait_for(commit, 20)
+        assert texts(await everything(store)) == ["0", "1", "2"]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_whose_statements_fail_now_and_then_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        disk = FaultyDisk(random.Random(2), Fence("node"))
+        async with opened(tmp_path / "outbox.db", disk=disk) as store:
+            disk.errors = 0.02
+            for number in range(100):
+                await store.commit([draft(number)])
+            disk.errors = 0.0
+            assert texts(await everything(store)) == [str(number) for number in range(100)]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_another_program_that_writes_is_waited_for_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.outbox.database.BUSY_S_MAX", 0.01)
+
+    async def scenario() -> None:
+        path = tmp_path / "outbox.db"
+        async with opened(path) as store:
+            other = sqlite3.connect(path, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            commit = asyncio.gather(store.commit([draft("waits")]))
+            await until(lambda: store.state.trouble is Trouble.LOCKED)
+            assert "other program" in store.state.hint
+            other.close()
+            await asyncio.wait_for(commit, 20)
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_of_ours_is_no_trouble_of_the_disk() -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        trouble(sqlite3.IntegrityError("UNIQUE"))
+    assert trouble(sqlite3.OperationalError("unable to open database file")) is Trouble.FAILING
+
+
+# --- corrupt ---------------------------------------------------------------------------------------------------------
+
+
+def make(path: Path) -> list[str]:
+    """An outbox with 2,000 results, some events, a journal, a position and half acknowledged. Returns its epochs."""
+
+    async def write() -> list[str]:
+        async with opened(path, pipelines={"p": "plc"}) as store:
+            for at in range(0, ROWS, 100):
+                await store.commit([draft(at + n + 1, size=300) for n in range(100)], Position("p", "plc", 5, b"state"))
+            await store.commit([draft(n, Lane.EVENT) for n in range(50)])
+            await store.journal("plc", [sample(n, f"m{n}") for n in range(1, 21)])
+            store.acknowledge("cloud", Lane.RESULT, ((1, 500),))
+            await store.commit([draft("last", Lane.EVENT)])
+            return store.epochs
+
+    return asyncio.run(write())
+
+
+def flip(path: Path, at: int, size: int = PAGE_BYTES) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(random.Random(at).randbytes(size))
+
+
+def _rot(path: Path) -> None:
+    rot(path, random.Random(7), pages=4)
+
+
+def _garbage_header(path: Path) -> None:
+    flip(path, 0, 100)
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _all_garbage(path: Path) -> None:
+    path.write_bytes(random.Random(1).randbytes(300_000))
+
+
+def _index_page(path: Path) -> None:
+    """The root of lane_result: every row of it is out of reach."""
+    database = sqlite3.connect(path)
+    (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'lane_result'").fetchone()
+    database.close()
+    flip(path, (page - 1) * PAGE_BYTES)
+
+
+DAMAGES = [_rot, _garbage_header, _truncated, _all_garbage, _index_page]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+def test_corrupt_at_the_start(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    [epoch] = make(path)
+    damage(path)
+
+    async def scenario() -> None:
+        async with opened(path, pipelines={"p": "plc"}) as store:
+            await store.commit([draft("new")])
+            records = await everything(store)
+            assert texts(records)[-1] == "new"
+            for record in records[:-1]:  # what was salvaged kept its id
+                assert (record.epoch, texts([record])) == (epoch, [str(record.seq)])
+            assert records[-1].seq > max([record.seq for record in records[:-1]], default=0)
+            if damage is not _all_garbage and damage is not _garbage_header:
+                # What was not acknowledged is there, or told gone.
+                assert await accounted(store, Lane.RESULT) == ((501, store.heads[Lane.RESULT]),)
+            assert (await store.journal("plc", [sample(99, "m99")]))[0] > 0
+            [fresh] = [each for each in await store.read_journal("plc", 0, 99) if each.values == (99,)]
+            position = await store.position("p")
+            assert position is None or fresh.row >= position.row
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert (tmp_path / "outbox.db.corrupt-1").exists()
+    assert not path.with_name(path.name + SALVAGED).exists()
+
+
+@pytest.mark.parametrize("found_by", ["writer", "reader"])
+def test_corrupt_while_running(found_by: str, tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    make(path)
+
+    async def damaged(store: Store) -> None:
+        """The pages in SQLite's memory are dropped, as they are in time."""
+        await store._reader.run(store._file.drop_reader)
+        await store._writer.run(store._file.drop_writer)
+        flip(path, 30 * PAGE_BYTES, path.stat().st_size - 40 * PAGE_BYTES)
+
+    async def scenario() -> None:
+        async with opened(path, pipelines={"p": "plc"}) as store:
+            await store.commit([draft("before", Lane.EVENT)])
+            await everything(store)  # the reader has the old file open
+            epochs = store.epochs
+            await damaged(store)
+            if found_by == "writer":
+                store.acknowledge("cloud", Lane.RESULT, ((1, 1_500),))  # it must delete what it cannot read
+            else:
+                await everything(store)
+            await store.commit([draft("after")])
+            await store.commit([draft("after", Lane.EVENT)])
+            assert store.state.trouble is None
+            assert store.epochs == epochs  # the run goes on
+            assert texts(await everything(store))[-1] == "after"
+            assert texts(await everything(store, Lane.EVENT))[-2:] == ["before", "after"]
+            present = await accounted(store, Lane.RESULT)
+            assert present[-1][1] == store.heads[Lane.RESULT] == ROWS + 1
+            assert "disk corrupt" in {gap.reason for gap in gaps_of(await everything(store, Lane.GAP))}
+            assert not (tmp_path / "outbox.db.corrupt-2").exists()  # once
+        async with opened(path, pipelines={"p": "plc"}) as store:
+            assert texts(await everything(store))[-1] == "after"
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_file_that_vanished_under_a_running_gateway_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.commit([draft(1), draft(2)])
+            await store._reader.run(store._file.drop_reader)
+            await store._writer.run(store._file.drop_writer)
+            path.write_bytes(b"")
+            await store.commit([draft(3)])
+            assert [record.seq for record in await everything(store)] == [3]
+            assert await accounted(store, Lane.RESULT) == ((1, 3),)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_crash_in_the_midst_of_the_replacement(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after each rename: the next start finds everything."""
+    path = tmp_path / "outbox.db"
+    make(path)
+    rot(path, random.Random(7), pages=2)
+    path.with_name("outbox.db-wal").write_bytes(b"")
+    left = [steps]
+
+    def rename(self: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, target)
+
+    async def start() -> None:
+        async with opened(path) as store:
+            assert await accounted(store, Lane.RESULT) == ((501, ROWS),)
+            assert len(await everything(store)) > ROWS // 2
+
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", rename)
+    try:
+        asyncio.run(start())
+    except BaseException:  # noqa: BLE001 - the "crash"
+        assert left == [0]
+    monkeypatch.setattr(Path, "rename", real)
+    asyncio.run(asyncio.wait_for(start(), 30))
+    asyncio.run(asyncio.wait_for(start(), 30))
+
+
+def test_a_wal_of_rubbish_is_ignored_as_sqlite_does(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    make(path)
+    path.with_name("outbox.db-wal").write_bytes(random.Random(3).randbytes(50_000))
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.commit([draft("new")])
+            assert len(await everything(store)) == ROWS - 500 + 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_an_empty_file_is_a_new_outbox(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    path.touch()
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.commit([draft("first")])
+            assert [record.seq for record in await everything(store)] == [1]
+
+    asyncio.run(scenario())
+    assert [file.name for file in tmp_path.iterdir()] == ["outbox.db"]
+
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    make(path)
+    database = sqlite3.connect(path)
+    database.execute(f"PRAGMA user_version={tables.SCHEMA_VERSION + 1}")
+    database.close()
+    before = path.read_bytes()
+
+    async def scenario() -> None:
+        with pytest.raises(EdgeError, match="written by a newer edge-runtime") as told:
+            async with opened(path):
+                pass
+        assert "update edge-runtime" in told.value.hint
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert path.read_bytes() == before
+
+
+def test_a_row_that_sqlite_takes_for_one_and_is_none(tmp_path: Path) -> None:
+    """A flipped bit in a row's header: another type, and no error of SQLite's."""
+    path = tmp_path / "outbox.db"
+    make(path)
+    database = sqlite3.connect(path)
+    database.execute("UPDATE lane_result SET epoch = 'x' WHERE seq = 700")
+    database.commit()
+    database.close()
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            records = await everything(store)
+            assert [gap.first for gap in gaps_of(await everything(store, Lane.GAP))] == [700]
+            assert len(records) == ROWS - 500 - 1
+            assert all(lane in store.heads for lane in LANES)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_numbers_go_on_where_acknowledgements_know_more_than_rows(tmp_path: Path) -> None:
+    """A seq that a sink has acknowledged would, given again, never be sent."""
+    path = tmp_path / "outbox.db"
+    make(path)
+    database = sqlite3.connect(path)
+    database.execute("DELETE FROM heads")
+    database.execute("DELETE FROM lane_result")
+    database.execute("UPDATE acknowledged SET last = 5000")
+    database.commit()
+    database.close()
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.commit([draft("new")])
+            assert [record.seq for record in await everything(store)] == [5_001]
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))

@@ -1,0 +1,148 @@
+"""`edge-runtime run`: signals, the lock on the data folder, the log. (What needs a process of its own is tested with one.)"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import random
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
+from edge_runtime.cli import run
+from edge_runtime.config import Config, Log
+from edge_runtime.gateway import Gateway, World
+from edge_runtime.outbox.database import FileDisk
+from edge_runtime.ports import EdgeError
+from edge_runtime.testing.adapter import Faulty, NoBus
+from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
+
+SETTINGS: dict[str, Any] = {
+    "site": "s",
+    "gateway": "g",
+    "data_dir": ".",
+    "devices": {"d": {"adapter": "faulty", "points": [{"name": "a"}], "period_s": 0.01}},
+    "pipelines": {"p": {"device": "d"}},
+    "sinks": {"cloud": {"type": "https", "url": "http://x"}},
+    "outbox": {"drain_s_max": 60},
+}
+
+
+def world(far_end: FakeReceiver, told: list[str]) -> World:
+    def note(_logger: Any, _method: str, event: Any) -> Any:
+        told.append(event["event"])
+        raise structlog.DropEvent
+
+    refuse: Any = lambda *_: None  # noqa: E731
+    return World(
+        clock=SystemClock(),
+        dice=SystemDice(),
+        bus=NoBus(),
+        adapters={"faulty": Faulty},
+        new_worker=ThreadWorker,
+        new_disk=FileDisk,
+        make_sink=lambda *_, **__: FakeSink(far_end, "g", random.Random(1), Faults(timeout_s=0.05)),
+        new_host=refuse,
+        local_address=refuse,
+        log=structlog.wrap_logger(None, processors=[note]),
+    )
+
+
+def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) -> None:
+    """Signals come when something is on the disk, 0.2 s apart."""
+
+    async def both() -> None:
+        serving = asyncio.create_task(run._serve(Config.model_validate(SETTINGS), folder, world(far_end, told)))
+        async with asyncio.timeout(30):
+            while "source_connected" not in told:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.2)
+            await serving
+
+    asyncio.run(both())
+
+
+def test_a_signal_drains_and_ends(tmp_path: Path) -> None:
+    far_end, told = FakeReceiver(), []  # type: ignore[var-annotated]
+    serve(tmp_path, far_end, told, signals=1)
+    assert told[-1] == "gateway_stopped"
+    assert len(far_end.kept) > 3
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as database:
+        assert database.execute("SELECT seq FROM heads WHERE lane = 'sample'").fetchone() == (len(far_end.kept),)
+
+
+def test_a_second_signal_does_not_wait_for_a_far_end_that_is_away(tmp_path: Path) -> None:
+    far_end, told = FakeReceiver(), []  # type: ignore[var-annotated]
+    far_end.up = False
+    serve(tmp_path, far_end, told, signals=2)  # within 30 s, though draining may take 60
+    assert "gateway_interrupted" in told
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as database:
+        assert database.execute("SELECT count(*) FROM lane_sample").fetchone()[0] > 3
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_signal_before_it_has_started_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def waits(self: Gateway) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Gateway, "_open", waits)
+    told: list[str] = []
+
+    async def within() -> None:
+        async with asyncio.timeout(20):
+            await run._serve(Config.model_validate(SETTINGS), tmp_path, world(FakeReceiver(), told))
+
+    asyncio.run(within())
+    assert "gateway_started" not in told
+
+
+def test_two_gateways_on_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with run.locked(folder):
+        with pytest.raises(EdgeError, match="another gateway is running") as error, run.locked(folder):
+            pass
+        assert "data_dir" in error.value.hint
+    with run.locked(folder):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_or_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgeError, match="file"), run.locked(tmp_path / "file" / "data"):
+        pass
+    import fcntl
+
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(EdgeError, match="cannot be locked: No locks available"), run.locked(tmp_path):
+        pass
+
+
+def test_the_log_is_one_json_line_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        log = run.logger(Log(level="warning", format="json"))
+        log.info("unseen")
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            log.exception("broken", service="x")
+    finally:
+        structlog.reset_defaults()
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["event"], told["service"], told["level"]) == ("broken", "x", "error")
+    assert "ZeroDivisionError" in told["exception"]
