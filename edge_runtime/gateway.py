@@ -112,15 +112,15 @@ class Gateway:
 
     async def run(self) -> None:
         """Until `stop`, or until something fails that no restart can mend (it raises)."""
-        services: list[asyncio.Task[None]] = []
+        services: list[list[asyncio.Task[None]]] = []
         try:
             if await self._unless_stopped(self._open()):
                 readers = self._start(services)
                 await self._unless_stopped(self.store.ended())
                 await self._drain(readers)
         finally:
-            for service in reversed(services):
-                await _cancel([service])
+            for group in reversed(services):
+                await _cancel(group)
             await self._close()
 
     async def _open(self) -> None:
@@ -130,17 +130,16 @@ class Gateway:
         for pipeline in self.pipelines.values():
             await pipeline.prepare()
 
-    def _start(self, services: list[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
-        """Every service in the order in which they are needed; returns those that bring samples."""
-        if self.settings.broker.mode == "hosted":
-            services.append(self._keep("broker", self._host_broker))
-        services += [self._keep(f"delivery {name}", delivery.run) for name, delivery in self.deliveries.items()]
-        services += [self._keep(f"pipeline {name}", pipeline.run) for name, pipeline in self.pipelines.items()]
-        readers = [self._keep(f"source {name}", source.run) for name, source in self.sources.items()]
-        services += readers
-        self._log.info("gateway_started", site=self.settings.site, devices=len(readers), sinks=len(self.deliveries))
+    def _start(self, services: list[list[asyncio.Task[None]]]) -> list[asyncio.Task[None]]:
+        """Every service, in groups in the order in which they are needed; returns those that bring samples."""
+        hosted = self.settings.broker.mode == "hosted"
+        services.append([self._keep("broker", self._host_broker)] if hosted else [])
+        services.append([self._keep(f"delivery {name}", delivery.run) for name, delivery in self.deliveries.items()])
+        services.append([self._keep(f"pipeline {name}", pipeline.run) for name, pipeline in self.pipelines.items()])
+        services.append([self._keep(f"source {name}", source.run) for name, source in self.sources.items()])
+        self._log.info("gateway_started", site=self.settings.site, devices=len(self.sources), sinks=len(self.deliveries))
         self.started.set()
-        return readers
+        return services[-1]
 
     async def _drain(self, readers: Sequence[asyncio.Task[None]]) -> None:
         """Sources end, pipelines finish, deliveries go on for a while; what is left then is on the disk."""
@@ -154,7 +153,8 @@ class Gateway:
     async def _close(self) -> None:
         """A disk that is broken does not keep us: what it did not take was never acknowledged, and is sent again by sources that
         can; the last results of the others are lost."""
-        undelivered = {name: sum(delivery.depth().values()) for name, delivery in self.deliveries.items()}
+        known = self.deliveries if self.started.is_set() else {}
+        undelivered = {name: sum(delivery.depth().values()) for name, delivery in known.items()}
         try:
             async with asyncio.timeout(STOP_S_MAX):
                 await self.store.close()

@@ -57,7 +57,10 @@ def sample(number: int, message_id: str = "", device: str = "plc") -> Sample:
 
 
 async def everything(store: Store, lane: Lane = Lane.RESULT) -> list[Record]:
-    return await store.read(lane, 1, store.heads[lane], 10**9)
+    records: list[Record] = []
+    while found := await store.read(lane, records[-1].seq + 1 if records else 1, store.heads[lane], 10**9):
+        records += found
+    return records
 
 
 def texts(records: Sequence[Record]) -> list[str]:

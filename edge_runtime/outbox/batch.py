@@ -67,11 +67,11 @@ class Batch:
         self.size_bytes += size_bytes
         return self.durable()
 
-    def add_samples(self, device: str, samples: Sequence[Sample], size_bytes: int) -> tuple[Entry, asyncio.Future[None]]:
+    def add_samples(self, device: str, samples: Sequence[Sample]) -> tuple[Entry, asyncio.Future[None]]:
         """The entry has its numbers when the future is done."""
-        entry = Entry(device, samples, size_bytes)
+        entry = Entry(device, samples, samples_bytes(samples))
         self.entries.append(entry)
-        self.size_bytes += size_bytes
+        self.size_bytes += entry.size_bytes
         return entry, self.durable()
 
     def durable(self) -> asyncio.Future[None]:

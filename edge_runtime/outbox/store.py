@@ -27,6 +27,9 @@ LAZY_S_MAX = 0.25
 """A sink's acknowledgement waits this long for a commit to ride on: lost in a crash, it costs a resend that the far end
 recognises, while a transaction of its own would cost the disk as much as a record."""
 
+READ_BYTES_MAX = 2**20
+"""A read ends with the record that reaches it: a batch for a sink must fit into the memory, whatever its records hold."""
+
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
 
 
@@ -121,7 +124,7 @@ class Store:
         while not self._closing and (self.journal_full(device) or self._batch.size_bytes + size_bytes > self._batch_bytes_max):
             await self._next_batch()
         self._refuse_if_closing()
-        entry, durable = self._batch.add_samples(device, samples, size_bytes)
+        entry, durable = self._batch.add_samples(device, samples)
         self._wake.set()
         await durable
         return entry.numbers
@@ -169,11 +172,12 @@ class Store:
         return [epoch.name for epoch in self._file.books.epochs]
 
     async def read(self, lane: Lane, first: int, last: int, limit: int) -> list[Record]:
-        """Records first..last in order; evicted ones are missing. From now on they count as offered."""
+        """Records first..last in order, at most `limit` (less if they are large); evicted ones are missing. From now on they count
+        as offered."""
         file = self._file
         if lane is Lane.GAP:
             return await self._until_it_works(self._writer, file.read_gaps, first, last, limit)
-        found = await self._read(tables.read, lane, first, last, limit, file.books.boots)
+        found = await self._read(tables.read, lane, first, last, limit, file.books.boots, READ_BYTES_MAX)
         if found:
             file.offered[lane] = max(file.offered.get(lane, 0), found[-1].seq)
         return found

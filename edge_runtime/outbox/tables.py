@@ -186,18 +186,22 @@ def set_heads(database: Database, changed: Mapping[Lane, int]) -> None:
 
 
 def read(
-    database: Database, lane: Lane, first: int, last: int, limit: int, known: Mapping[int, tuple[str, int | None]]
-) -> list[Record]:
-    """Records first..last, in order. Where a boot's clock became right later, its records are re-stamped here."""
-    found = rows(
-        database,
+    database: Database, lane: Lane, first: int, last: int, limit: int, known: Mapping[int, tuple[str, int | None]],
+    bytes_max: int = ROW_MAX,
+) -> list[Record]:  # fmt: skip
+    """Records first..last, in order: at most `limit`, and no more once their bodies have `bytes_max` bytes. Where a boot's clock
+    became right later, its records are re-stamped here."""
+    found, size_bytes = [], 0
+    for row in database.execute(
         f"SELECT seq, epoch, source, boot, mono_ns, wall_ns, synced, uniq, body FROM lane_{lane} "
         "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
-        first,
-        last,
-        limit,
-    )
-    return [_record(lane, row, known) for row in found]
+        (first, last, limit),
+    ):
+        found.append(_record(lane, row, known))
+        size_bytes += len(found[-1].body)
+        if size_bytes >= bytes_max:
+            break
+    return found
 
 
 def _record(lane: Lane, row: tuple[Any, ...], known: Mapping[int, tuple[str, int | None]]) -> Record:

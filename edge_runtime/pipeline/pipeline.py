@@ -233,7 +233,8 @@ class Pipeline:
         if self._model.model is None:
             return Inference(results.statistics(self._points, window.values), "", ""), ""
         found = await self._model.infer(window)
-        self._rules.model_limit = self._model.model.threshold  # another artefact may have taken over
+        if self._model.model.threshold != self._rules.model_limit:  # another artefact has taken over
+            self._fit(self._model.model)
         return found
 
     # --- where it stands ---

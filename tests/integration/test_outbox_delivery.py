@@ -188,6 +188,21 @@ def test_after_an_outage_what_is_new_overtakes_the_backlog(tmp_path: Path) -> No
     run(scenario, seed=6)
 
 
+def test_large_records_come_in_small_batches(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        site, far_end = Site(tmp_path / "outbox.db"), FakeReceiver()
+        far_end.up = False
+        await site.start({"cloud": sink(far_end)}, limit=500)
+        await site.commit(40, size=100_000)
+        assert len(await site.store.read(Lane.RESULT, 1, 40, 500)) == 11  # what reaches 1 MiB
+        far_end.up = True
+        await site.deliveries["cloud"].drained()
+        assert arrived(far_end) == [f"r{n}" for n in range(40)]
+        await site.stop()
+
+    run(scenario, seed=15)
+
+
 def test_urgent_lanes_go_first(tmp_path: Path) -> None:
     async def scenario() -> None:
         site, far_end = Site(tmp_path / "outbox.db"), FakeReceiver()

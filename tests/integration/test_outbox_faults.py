@@ -16,7 +16,7 @@ from outboxes import SINKS, accounted, draft, everything, gaps_of, new_store, op
 
 from edge_runtime.outbox import tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Position
-from edge_runtime.outbox.database import PAGE_BYTES, Trouble, trouble
+from edge_runtime.outbox.database import PAGE_BYTES, FileDisk, Trouble, trouble
 from edge_runtime.outbox.file import SALVAGED
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import EdgeError
@@ -179,7 +179,7 @@ def make(path: Path) -> list[str]:
             await store.commit([draft(n, Lane.EVENT) for n in range(50)])
             await store.journal("plc", [sample(n, f"m{n}") for n in range(1, 21)])
             store.acknowledge("cloud", Lane.RESULT, ((1, 500),))
-            await store.commit([draft("last", Lane.EVENT)])
+            await store.commit([draft("last", Lane.EVENT)], Position("p", "plc", 21, b"state"))
             return store.epochs
 
     return asyncio.run(write())
@@ -280,6 +280,23 @@ def test_corrupt_while_running(found_by: str, tmp_path: Path) -> None:
             assert texts(await everything(store))[-1] == "after"
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_nobody_opens_a_file_that_is_being_replaced(tmp_path: Path) -> None:
+    """SQLite removes a WAL by its name when the last connection is closed: it would be the new file's."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path / "outbox.db") as store:
+            await store.commit([draft(1)])
+            await store._reader.run(store._file.drop_reader)
+            store._file.corrupt = True
+            with pytest.raises(sqlite3.OperationalError, match="being salvaged"):
+                store._file.read_connection()
+            await store._writer.run(store._file.drop_writer)
+            await store.commit([draft(2)])
+            assert texts(await everything(store)) == ["1", "2"]
+
+    asyncio.run(scenario())
 
 
 def test_a_file_that_vanished_under_a_running_gateway_is_told(tmp_path: Path) -> None:
@@ -409,3 +426,15 @@ def test_numbers_go_on_where_acknowledgements_know_more_than_rows(tmp_path: Path
             assert [record.seq for record in await everything(store)] == [5_001]
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_database_is_renamed_after_its_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between the two must not leave the old WAL where the next database of that name would take it for its own."""
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"outbox.db{suffix}").touch()
+    renamed: list[str] = []
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, target: (renamed.append(self.name), real(self, target))[1])
+    aside = FileDisk().set_aside(tmp_path / "outbox.db")
+    assert renamed == ["outbox.db-wal", "outbox.db-shm", "outbox.db"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [aside.name, f"{aside.name}-shm", f"{aside.name}-wal"]

@@ -283,6 +283,25 @@ def test_a_stop_with_a_broken_disk_a_dead_model_and_a_sink_that_is_away_is_bound
     simulated(scenario, tmp_path)
 
 
+def test_many_devices_that_hang_do_not_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(self: Source) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(2.0)
+
+    monkeypatch.setattr(Source, "run", hangs)
+
+    async def scenario(site: Site) -> None:
+        names = [f"d{n}" for n in range(20)]
+        settings = {"devices": {name: plc("a") for name in names}, "pipelines": {name: {"device": name} for name in names}}
+        async with site.running(**settings):
+            began_s = site.loop.time()
+        assert site.loop.time() - began_s < 2 * STOP_S_MAX
+
+    simulated(scenario, tmp_path)
+
+
 def test_a_cancelled_run_ends_and_leaves_what_was_accepted(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         site.far_end().up = False

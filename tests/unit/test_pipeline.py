@@ -14,6 +14,7 @@ from worlds import Site, box, plc, simulated, until
 from edge_runtime.gateway import Gateway
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import COMMIT_BYTES, Pipeline
+from edge_runtime.pipeline.results import content_id
 from edge_runtime.records import Draft, Lane
 
 COUNT_1 = {"count": 1}
@@ -103,6 +104,18 @@ def test_a_window_that_does_not_fit_the_model_stops_the_pipeline(tmp_path: Path,
                 await until(lambda: not gateway.pipelines["p"].state.cause)
         assert site.models.opened > 1, "what does not fit is opened again"
         assert site.models.opened == site.models.closed, "and closed each time"
+
+    simulated(scenario, tmp_path)
+
+
+def test_the_id_of_a_result_names_its_owner_its_model_and_its_window(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with site.running(**modelled("a", "b")):
+            site.post(*rows(0, 2))
+            await site.acknowledged(2)
+        for body in site.bodies(Lane.RESULT):
+            assert body["artefact"] == site.models.artefact
+            assert body["id"] == content_id("s/g", "p", body["artefact"], body["window"])
 
     simulated(scenario, tmp_path)
 
@@ -201,6 +214,32 @@ def test_a_window_that_a_proved_model_cannot_compute_does_not_hold_up_the_others
         assert bodies[3]["alarms"] == ["high"], "no number neither raises nor clears"
         assert site.models.opened == 3, "each time the model had to prove itself"
         assert len(site.events("window_failed")) == len(site.events("pipeline_stopped")) == 1
+
+    simulated(scenario, tmp_path)
+
+
+def test_another_artefact_brings_its_own_threshold_or_the_pipeline_stands_still(tmp_path: Path) -> None:
+    """A stuck accelerator may be replaced by another artefact. One without a threshold must not clear the alarm."""
+
+    async def scenario(site: Site) -> None:
+        site.models.threshold = 15.0
+        settings = modelled("a", "b", rules=[{"name": "high", "output": "score", "above": "model"}])
+        async with site.running(**settings) as gateway:
+            pipeline = gateway.pipelines["p"]
+            for at, (threshold, alarms) in enumerate([(15.0, ()), (5.0, ("high",)), (None, ("high",))]):
+                await until(lambda: pipeline._model.model)
+                assert pipeline._model.model is not None
+                pipeline._model.model.threshold = site.models.threshold = threshold
+                site.post({"a": 10.0, "b": 0.0})
+                if threshold is None:
+                    await stopped(gateway, "rule high: the model has no threshold")
+                else:
+                    await until(lambda at=at: len(scores(site)) == at + 1)
+                assert pipeline.state.alarms == alarms
+            site.models.threshold = 20.0
+            await until(lambda: len(scores(site)) == 3)
+            assert pipeline.state.alarms == ()
+        assert [(event["raised"], event["limit"]) for event in site.bodies(Lane.EVENT)] == [(True, 5.0), (False, 5.0)]
 
     simulated(scenario, tmp_path)
 

@@ -47,6 +47,8 @@ def test_whatever_makes_it_another_result_makes_another_id() -> None:
         draft(window(first=0)),
         draft(window(boot="boot-2")),
         draft(window(row=7)),
+        draft(msgspec.structs.replace(window(), start_ns=1)),
+        draft(msgspec.structs.replace(window(), start_ns=2)),
     ]
     assert len({each.unique for each in others}) == len(others)
 

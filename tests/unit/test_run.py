@@ -64,11 +64,13 @@ def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) ->
         async with asyncio.timeout(30):
             while "source_connected" not in told:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-            for _ in range(signals):
-                os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.sleep(0.2)
-            await serving
+        await asyncio.sleep(0.1)
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.2)
+        await asyncio.wait((serving,), timeout=30)  # not by cancelling: that is what a second signal does
+        assert serving.done()
+        await serving
 
     asyncio.run(both())
 

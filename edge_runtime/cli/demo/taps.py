@@ -91,7 +91,8 @@ class Listener:
         live = msgspec.json.decode(message.payload, type=LiveMessage)
         if kind == "result":
             result = msgspec.json.decode(live.body, type=Result)
-            self._comparison.result(live.stamp.mono_ns, result.outputs["score"], settings.RULE in result.alarms)
+            if not result.fault:
+                self._comparison.result(live.stamp.mono_ns, result.outputs["score"], settings.RULE in result.alarms)
             return
         values = msgspec.json.decode(live.body, type=_Sample).values
         row, label = values.get("row"), values.get("label")
