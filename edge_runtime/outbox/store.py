@@ -172,8 +172,8 @@ class Store:
         return [epoch.name for epoch in self._file.books.epochs]
 
     async def read(self, lane: Lane, first: int, last: int, limit: int) -> list[Record]:
-        """Records first..last in order, at most `limit` (less if they are large); evicted ones are missing. From now on they count
-        as offered."""
+        """Records first..last in order, at most `limit` (less if they are large); evicted ones are missing. From now on they
+        count as offered."""
         file = self._file
         if lane is Lane.GAP:
             return await self._until_it_works(self._writer, file.read_gaps, first, last, limit)

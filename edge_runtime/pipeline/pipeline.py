@@ -219,11 +219,12 @@ class Pipeline:
     async def _judge(self, window: Window) -> list[Draft]:
         inference, fault = await self._infer(window)
         name = results.window_name(window)
-        result_id = results.content_id(self._identity, self.name, inference.artefact, name)
+        # The model, not the artefact: another engine's file of it (after a restart, on another gateway) gives the same result.
+        model = f"{self._model.model.name}@{self._model.model.version}" if self._model.model else ""
+        result_id = results.content_id(self._identity, self.name, model, name)
         transitions = self._rules.update(inference.outputs, window.last)
         self.state.events += len(transitions)
         self.state.alarms = self._rules.alarms
-        model = self._model.model.name if self._model.model else ""
         result = results.result(
             result_id, self.name, self.device, name, window, model, inference, fault=fault, alarms=self._rules.alarms
         )

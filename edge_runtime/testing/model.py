@@ -51,7 +51,7 @@ class FakeModels:
 class FakeModel(Model):
     def __init__(self, world: FakeModels, name: str) -> None:
         self._world = world
-        self.name, self.rows, self.points = name, world.rows, world.points
+        self.name, self.version, self.rows, self.points = name, "1", world.rows, world.points
         self.threshold, self.artefact, self.executed_on = world.threshold, world.artefact, "fake:cpu"
         self._shut = False
 

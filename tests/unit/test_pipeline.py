@@ -115,7 +115,8 @@ def test_the_id_of_a_result_names_its_owner_its_model_and_its_window(tmp_path: P
             await site.acknowledged(2)
         for body in site.bodies(Lane.RESULT):
             assert body["artefact"] == site.models.artefact
-            assert body["id"] == content_id("s/g", "p", body["artefact"], body["window"])
+            assert body["id"] == content_id("s/g", "p", body["model"], body["window"])
+            assert body["model"].endswith("@1")
 
     simulated(scenario, tmp_path)
 

@@ -26,11 +26,11 @@ def window(first: int = 1, last: int = 4, boot: str = "boot", row: int = 0) -> W
     return Window(np.array([[1.0], [4.0]]), stamp(first, boot), stamp(last, boot), 2, row, row + 3 if row else 0)
 
 
-def draft(of: Window, artefact: str = "f" * 64, identity: str = "site/gateway", pipeline: str = "p") -> Draft:
+def draft(of: Window, model: str = "m@1", identity: str = "site/gateway", pipeline: str = "p") -> Draft:
     name = results.window_name(of)
-    result_id = results.content_id(identity, pipeline, artefact, name)
-    inference = Inference({"score": 0.5}, "tflite:cpu", artefact)
-    return results.result(result_id, pipeline, "d", name, of, "m", inference, fault="", alarms=("high",))
+    result_id = results.content_id(identity, pipeline, model, name)
+    inference = Inference({"score": 0.5}, "tflite:cpu", "f" * 64)
+    return results.result(result_id, pipeline, "d", name, of, model, inference, fault="", alarms=("high",))
 
 
 def test_the_same_window_computed_again_is_the_same_record() -> None:
@@ -40,7 +40,7 @@ def test_the_same_window_computed_again_is_the_same_record() -> None:
 def test_whatever_makes_it_another_result_makes_another_id() -> None:
     others = [
         draft(window()),
-        draft(window(), artefact="e" * 64),
+        draft(window(), model="m@2"),
         draft(window(), identity="site/other"),
         draft(window(), pipeline="q"),
         draft(window(last=5)),
