@@ -109,7 +109,8 @@ def _copy_plain(old: Database, new: Database, table: str) -> None:
         for row in old.execute(f"SELECT * FROM {table}"):
             rows.append(row)
     except DiskError:
-        pass
+        with contextlib.suppress(DiskError):  # Python reads one row ahead: the last good one is lost with the damaged one
+            rows += tables.rows(old, f"SELECT * FROM {table} LIMIT 1 OFFSET ?", len(rows))
     if rows:
         new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
 

@@ -128,7 +128,9 @@ class Pipeline:
             self._model.close()
 
     async def finish(self) -> None:
-        """Returns when nothing waits any more."""
+        """Returns when nothing waits any more; at once where the model does not work: waiting would not mend it."""
+        if self.state.cause:
+            return
         self._quiet.clear()
         self._news.set()
         await self._quiet.wait()

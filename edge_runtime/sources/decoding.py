@@ -20,6 +20,12 @@ INTEGER_MIN, INTEGER_MAX = -(2**63), 2**64 - 1
 """Whole numbers beyond have no place on the disk or the wire; any publisher could stop the gateway with one."""
 
 
+TEXT_MAX = 4_096
+"""Characters. One message with a longer text would not fit into a transaction, come again for ever, and stop its source."""
+
+TOO_LONG = "text too long"
+
+
 class WrongShape(EdgeError):
     """An adapter returned something that is no sample of its device: a bug in the adapter."""
 
@@ -76,6 +82,8 @@ class _Rule:
         if isinstance(value, bool):
             return value, ""
         if isinstance(value, str):
+            if len(value) > TEXT_MAX:
+                return None, TOO_LONG
             return (value, "") if self.plain else (None, NOT_A_NUMBER)
         if value in self._sentinels:
             return None, SENTINEL
@@ -98,6 +106,8 @@ def _all_good(values: tuple[Value, ...]) -> bool:
         if value is None or (isinstance(value, float) and value - value != 0.0):
             return False
         if isinstance(value, int) and not INTEGER_MIN <= value <= INTEGER_MAX:
+            return False
+        if isinstance(value, str) and len(value) > TEXT_MAX:
             return False
     return True
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.adapter import Point
 from edge_runtime.records import Sample, Stamp, Value
-from edge_runtime.sources.decoding import Decoder, WrongShape
+from edge_runtime.sources.decoding import TEXT_MAX, TOO_LONG, Decoder, WrongShape
 
 STAMP = Stamp("boot", 1, 2, True)
 
@@ -98,3 +98,9 @@ def test_a_value_and_a_fault_never_stand_together(
         assert math.isfinite(got)
         assert low is None or got >= low
         assert high is None or got <= high
+
+
+@pytest.mark.parametrize("point", [{}, {"scale": 2.0}])
+def test_a_text_that_no_transaction_could_hold_is_bad_and_stops_nobody(point: dict[str, Any]) -> None:
+    assert decode("x" * (TEXT_MAX + 1), **point) == (None, TOO_LONG)
+    assert decode("x" * TEXT_MAX)[1] == ""

@@ -37,9 +37,7 @@ def test_an_epoch_with_records_is_never_forgotten(growth: list[dict[Lane, int]],
     kept = in_use(epochs, lows, heads)
     assert kept[-1] == epochs[-1]
     for at, epoch in enumerate(epochs):
-        has_rows = any(
-            intervals.clip((span(epochs, at, lane, heads[lane]),), low, heads[lane]) for lane, low in lows.items()
-        )
+        has_rows = any(intervals.clip((span(epochs, at, lane, heads[lane]),), low, heads[lane]) for lane, low in lows.items())
         assert epoch in kept or not has_rows
         # What is kept still says the same of those rows.
         if has_rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ def as_set(ranges: Ranges) -> set[int]:
 
 
 def is_normal(ranges: Ranges) -> bool:
-    return all(a <= b for a, b in ranges) and all(x[1] + 1 < y[0] for x, y in zip(ranges, ranges[1:], strict=False))
+    return all(a <= b for a, b in ranges) and all(x[1] + 1 < y[0] for x, y in pairwise(ranges))
 
 
 @given(NUMBERS, NUMBERS)

@@ -102,7 +102,7 @@ def test_a_window_that_does_not_fit_the_model_stops_the_pipeline(tmp_path: Path,
             site.models.rows = 3  # somebody ships another one
             if "count" in window:
                 await until(lambda: not gateway.pipelines["p"].state.cause)
-        assert site.models.opened > 1, "what does not fit is opened again"
+            await until(lambda: site.models.opened > 1)  # what does not fit is opened again
         assert site.models.opened == site.models.closed, "and closed each time"
 
     simulated(scenario, tmp_path)
