@@ -9,7 +9,6 @@ from edge_runtime.records import Lane
 ROOT = "edge"
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
-    ("gw/{gateway}/status", "retained, QoS 1", "Birth of a gateway (JSON); its last will says offline"),
     ("gw/{gateway}/data/{device}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
     ("gw/{gateway}/result/{pipeline}", "QoS 1", "A result (JSON); to the broker only"),
     ("gw/{gateway}/event/{pipeline}", "QoS 1", "An event, raised or cleared (JSON); to the broker only"),
