@@ -175,13 +175,20 @@ class Adapter(ABC):
         return False
 
     @abstractmethod
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """One attempt to connect, given up after the device's `timeout_s`. Raises LinkLost or Unusable."""
+        ...
 
     @abstractmethod
-    async def read(self) -> Sequence[Sample]: ...
+    async def read(self) -> Sequence[Sample]:
+        """Samples with raw values, the oldest first; a polled adapter asks once, a pushed one waits for what comes. May be
+        cancelled at any await and called again. Raises LinkLost, Unusable or Exhausted."""
+        ...
 
     @abstractmethod
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Lets go of the device. At any time, also twice, also after a failed `open`; left behind after 2 s. Raises nothing."""
+        ...
 
     async def acknowledge(self, samples: Sequence[Sample]) -> None:
         """These samples, the oldest that `read` returned and that were not acknowledged yet, are on disk. Only called

@@ -244,7 +244,8 @@ def load_file(file: Path, schemas: Mapping[str, type[Adapter]]) -> Loaded:
         content = file.read_bytes() if file.stat().st_size <= document.SIZE_BYTES_MAX else b" " * (document.SIZE_BYTES_MAX + 1)
         text = content.decode()
     except OSError as error:
-        hint = "`edge-runtime config example` prints one to start from" if isinstance(error, FileNotFoundError) else ""
+        example = "`edge-runtime config example` prints one to start from"
+        hint = example if isinstance(error, FileNotFoundError) else "give a file that this user may read"
         raise ConfigError([Problem(str(file), 1, "", f"cannot be read: {error.strerror}", hint=hint)]) from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1

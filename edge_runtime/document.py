@@ -133,7 +133,13 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     message = ", ".join(part for part in (error.context, error.problem) if part)
-    hint = "YAML wants spaces, not tabs, at the start of a line" if "\\t" in message or "'\t'" in message else ""
+    hint = "a bracket or a quote is not closed, or the indentation changes, in this line or above it"
+    if "\\t" in message or "'\t'" in message:
+        hint = "YAML wants spaces, not tabs, at the start of a line"
+    if "cannot start any token" in message:
+        hint = "a tab where YAML wants spaces, or a text that begins with @, ` or % and needs quotes"
+    if "could not find expected ':'" in message:
+        hint = "a key needs `: ` behind it: look at this line and the one above it"
     if "mapping values are not allowed" in message:
         hint = "put quotes around a text that holds `: `, and check the indentation"
     return Problem(file, mark.line + 1 if mark else 1, "", f"no valid YAML: {message}", hint=hint)

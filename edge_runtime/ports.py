@@ -41,7 +41,9 @@ class EdgeError(Exception):
 class Clock(Protocol):
     """Time. Waiting is asyncio's own (asyncio.sleep, asyncio.timeout): the simulator owns the event loop."""
 
-    def now(self) -> Stamp: ...
+    def now(self) -> Stamp:
+        """Boot id, monotonic and wall nanoseconds, and whether the wall clock is synchronised."""
+        ...
 
     def mono_ns(self) -> int:
         """Nanoseconds since boot; never goes back; the same scale as `now().mono_ns`."""
@@ -51,7 +53,9 @@ class Clock(Protocol):
 class Dice(Protocol):
     """Chance, for jitter and names only; never for security."""
 
-    def uniform(self, low: float, high: float) -> float: ...
+    def uniform(self, low: float, high: float) -> float:
+        """A number from low to high."""
+        ...
 
     def token(self) -> str:
         """16 hex digits, never seen before."""
@@ -65,7 +69,9 @@ class Worker(Protocol):
         """A call that has begun is finished even if the caller is cancelled."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finishes the calls that wait, and returns when its thread has ended."""
+        ...
 
     def abandon(self) -> None:
         """Like `close`, but waits for nothing: for a call that may never come back. Its thread ends when the call does."""
@@ -120,7 +126,9 @@ class Connection(Protocol):
     """One connection to one broker, from CONNACK until it is lost. It never reconnects: who holds it opens a new one."""
 
     @property
-    def session_present(self) -> bool: ...
+    def session_present(self) -> bool:
+        """The broker has kept a session of this client id: its subscriptions, and the messages that came meanwhile."""
+        ...
 
     async def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
         """Returns when QoS 0 is handed to the socket, or QoS 1 is acknowledged by the broker. Waits while the in-flight
@@ -228,4 +236,6 @@ class Sink(Protocol):
         unknown whether the batch arrived: it is sent again, and the far end recognises it."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Lets go of the far end; at any time, also twice. Raises nothing."""
+        ...

@@ -9,7 +9,7 @@ from edge_runtime.records import Lane
 ROOT = "edge"
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
-    ("gw/{gateway}/data/{device}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
+    ("gw/{gateway}/data/{pipeline}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
     ("gw/{gateway}/result/{pipeline}", "QoS 1", "A result (JSON); to the broker only"),
     ("gw/{gateway}/event/{pipeline}", "QoS 1", "An event, raised or cleared (JSON); to the broker only"),
     ("gw/{gateway}/gap/{lane}", "QoS 1", "Records that are gone and will not come, and why (JSON); to the broker only"),

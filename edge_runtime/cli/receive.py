@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edge_runtime.receiver.receiver import Receiver
 
 HTTP_DEFAULT = "127.0.0.1:8443"
+PORT_MAX = 65_535
 
 SUMMARY = "take records over HTTP and MQTT, give receipts, keep each record once"
 
@@ -103,8 +104,10 @@ def _listen(receiver: Receiver, args: argparse.Namespace) -> AbstractAsyncContex
 
     listen = args.http or HTTP_DEFAULT
     host, _, port = listen.rpartition(":")
-    if not port.isdigit() or not host:
-        raise http.CannotListen(f"--http {listen}: no HOST:PORT", f"--http {HTTP_DEFAULT}")
+    if not host or not port.isdecimal() or int(port) > PORT_MAX:
+        raise http.CannotListen(f"--http {listen}: no HOST:PORT", f"--http {HTTP_DEFAULT}; a port is 0 to {PORT_MAX}")
+    if args.key and not args.cert:
+        raise http.CannotListen("--key without --cert: it would listen without TLS", "give both, or neither")
     if not (args.cert and args.token_file) and host not in ("127.0.0.1", "localhost", "[::1]"):
         _tell(f"warning: on {host} without --cert or --token-file: whoever reaches it can send records")
     tls = http.tls_context(args.cert, args.key) if args.cert else None

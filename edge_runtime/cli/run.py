@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edge_runtime.config import Config, Log
     from edge_runtime.gateway import World
 
-SUMMARY = "Run a gateway"
+SUMMARY = "run a gateway until SIGINT or SIGTERM"
 
 LOCK = "gateway.lock"
 

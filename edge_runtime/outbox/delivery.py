@@ -150,8 +150,11 @@ class Delivery:
 
     def _show(self, connected: bool, cause: str, hint: str) -> None:
         if connected != self.state.connected or (not connected and cause != self.state.cause):
-            log = self._log.info if connected else self._log.warning
-            log("sink_connected" if connected else "sink_away", cause=cause, hint=hint)
+            if connected:
+                delivery = "confirmed by the receiver" if self._sink.confirms else "to the broker only"
+                self._log.info("sink_connected", delivery=delivery)
+            else:
+                self._log.warning("sink_away", cause=cause, hint=hint)
         self.state.connected, self.state.cause, self.state.hint = connected, cause, hint
 
     async def _close(self) -> None:

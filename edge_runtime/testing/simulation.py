@@ -374,5 +374,7 @@ def simulate(seed: int, folder: Path | None = None) -> Outcome:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or not all(_each.isdecimal() for _each in sys.argv[1:]):
+        sys.exit("usage: python -m edge_runtime.testing.simulation SEED ...     (a seed is a whole number)")
     for _each in sys.argv[1:]:
         print(_each, simulate(int(_each)))

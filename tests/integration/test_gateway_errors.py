@@ -53,7 +53,8 @@ def test_text_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
     edge = GatewayProcess(tmp_path, {})
     edge.file.write_text("site: plant\ndevices: [\n")
     said = fails(edge)
-    assert str(edge.file) in said
+    assert f"{edge.file}:3: no valid YAML" in said
+    assert "hint: a bracket or a quote is not closed" in said
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -231,6 +231,8 @@ def test_ready_line_and_ctrl_c(tmp_path: Path) -> None:
     ("words", "hint"),
     [
         (["--http", "nowhere"], "--http 127"),
+        (["--http", "127.0.0.1:65536"], "--http 127"),
+        (["--key", "k.pem"], "both"),
         (["--http", "203.0.113.1:0"], "port"),
         (["--file", "/nowhere/r.db"], "folder"),
         (["--statistics", "--file", "none.db"], "folder"),

@@ -22,7 +22,7 @@ from edge_runtime.ports import Refused, SinkError
 from edge_runtime.records import Lane
 from edge_runtime.testing.sink_suite import failure, open_again
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 1.0
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
 GREETING = messages.pack(messages.receipt("cloud", "gw", [], ["e1"]))
 

@@ -215,7 +215,7 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None, expected: st
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory\n    hint: give a file"):
         config.load_file(tmp_path, SCHEMAS)
 
 

@@ -215,9 +215,17 @@ def test_a_broker_port_that_is_taken_is_told_at_once(capsys: pytest.CaptureFixtu
     assert f"error: port {port}: address already in use\nhint: give another --broker-port" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--broker-port", "70000"], ["--seconds", "1"], ["--seconds", "nan"], ["--seconds", "x"]])
-def test_wrong_options_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--broker-port", "70000"], "argument --broker-port: 70000: no port number"),
+        (["--seconds", "1"], "argument --seconds: 1: at least 5"),
+        (["--seconds", "nan"], "argument --seconds: nan: at least 5"),
+        (["--seconds", "x"], "argument --seconds: x: no number of seconds"),
+    ],
+)
+def test_wrong_options_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["demo", *words])
     assert ended.value.code == 2
-    assert len(capsys.readouterr().err) < 500
+    assert said in capsys.readouterr().err

@@ -19,6 +19,7 @@ from edge_runtime.records import Lane
 from edge_runtime.sources.supervisor import Source
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.sink import FakeSink
 
 FORWARD = {"devices": {"d": box("a")}, "pipelines": {"raw": {"device": "d"}}}
 
@@ -93,6 +94,20 @@ def test_a_sink_that_cannot_be_made_is_shown_and_the_others_go_on(tmp_path: Path
         async with site.running(**FORWARD, sinks=sinks):
             await until(lambda: values(site, "bad") == [0, 1, 2])
         assert len(site.events("sink_away")) == 1
+
+    simulated(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(("confirms", "delivery"), [(True, "confirmed by the receiver"), (False, "to the broker only")])
+def test_a_sink_that_connects_says_how_far_its_delivery_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confirms: bool, delivery: str
+) -> None:
+    monkeypatch.setattr(FakeSink, "confirms", confirms)
+
+    async def scenario(site: Site) -> None:
+        async with site.running(**FORWARD):
+            await until(lambda: site.events("sink_connected"))
+        assert site.events("sink_connected")[0]["delivery"] == delivery
 
     simulated(scenario, tmp_path)
 

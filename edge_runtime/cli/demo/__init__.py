@@ -73,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: no number of seconds") from None
     if not seconds >= SECONDS_MIN:
         raise argparse.ArgumentTypeError(f"{text}: at least {SECONDS_MIN:g}, or the outage is too short to be seen")
     return seconds
