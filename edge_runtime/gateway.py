@@ -125,7 +125,7 @@ class Gateway:
 
     async def _open(self) -> None:
         """Waits for the disk."""
-        await self.store.open(self._sink_lanes(), self._pipeline_devices())
+        await self.store.open(self._sink_lanes(), self._pipeline_devices(), self._unconfirmed_sinks())
         self._build()
         for pipeline in self.pipelines.values():
             await pipeline.prepare()
@@ -296,13 +296,9 @@ class Gateway:
             return None
         folders = [self._resolve(self.settings.models_dir)]
         world = self.world
-        model = await world.open_model(
+        return await world.open_model(
             settings.model, folders, settings.engine, settings.accelerator, lambda: world.new_worker(f"model-{name}"), world.clock
         )
-        self._log.info(
-            "model_loaded", pipeline=name, model=model.name, executed_on=model.executed_on, artefact=model.artefact[:12]
-        )
-        return model
 
     def _build_adapter(self, name: str, device: config.Device) -> Adapter:
         schema = self.world.adapters[device.adapter]
@@ -346,6 +342,10 @@ class Gateway:
 
     def _sink_lanes(self) -> dict[str, list[Lane]]:
         return {name: [Lane(lane) for lane in sink.lanes] for name, sink in self.settings.sinks.items()}
+
+    def _unconfirmed_sinks(self) -> list[str]:
+        """To the broker only."""
+        return [name for name, sink in self.settings.sinks.items() if sink.type == "mqtt" and not sink.receiver]
 
     def _pipeline_devices(self) -> dict[str, str]:
         return {name: pipeline.device for name, pipeline in self.settings.pipelines.items()}

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     registry = Registry()
     try:
         valid = _load(args.file, registry)
+        _check_models(valid, args.file, registry)
     except config.ConfigError as error:
         if args.json:
             terminal.emit_json({"valid": False, "problems": [dataclasses.asdict(problem) for problem in error.problems]})
@@ -51,9 +52,37 @@ def run(args: argparse.Namespace) -> int:
 def _load(file: Path, registry: Registry) -> Config:
     from edge_runtime import config
 
-    return (
-        config.load(sys.stdin.read(), registry, Path("<stdin>")) if str(file) == "-" else config.load_file(file, registry).config
-    )
+    if str(file) == "-":
+        return config.load(sys.stdin.read(), registry, Path("<stdin>"))
+    return config.load_file(file, registry).config
+
+
+def _check_models(config: Config, file: Path, registry: Registry) -> None:
+    """A gateway goes on without a model that is not there or does not fit, and says so in its log; here it is an error. Raises
+    ConfigError."""
+    from edge_runtime import document
+    from edge_runtime.config import ConfigError
+    from edge_runtime.inference import store
+    from edge_runtime.pipeline.fit import window_points
+    from edge_runtime.ports import EdgeError
+
+    lines = None if str(file) == "-" else document.read(file.read_text(), str(file))
+    folders = [(Path() if lines is None else file.resolve().parent) / config.models_dir]
+    problems = []
+    for name, pipeline in config.pipelines.items():
+        if pipeline.model is None:
+            continue
+        device = config.devices[pipeline.device]
+        declared = [registry[device.adapter].Point.model_validate(point).name for point in device.points]
+        try:
+            window_points(name, pipeline, declared, store.load(store.find(pipeline.model, folders)).manifest)
+        except EdgeError as error:
+            path = ("pipelines", name, "model")
+            line = lines.line(path) if lines else 1
+            where = str(file) if lines else "<stdin>"
+            problems.append(document.Problem(where, line, ".".join(path), error.cause, pipeline.model, error.hint))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _plan(config: Config, registry: Registry) -> dict[str, list[dict[str, object]]]:

@@ -60,21 +60,10 @@ def run(args: argparse.Namespace) -> int:
 def _print(found: Look) -> None:
     from edge_runtime.cli import terminal
 
-    sinks = sorted({sink for lane in found.lanes for sink in lane.waiting})
-    rows = [
-        (
-            lane.lane.value,
-            lane.records,
-            _age(lane.oldest_s),
-            lane.head,
-            *(lane.waiting.get(sink, None if lane.head else 0) for sink in sinks),
-        )
-        for lane in found.lanes
-    ]
+    rows = [(lane.lane.value, lane.records, _age(lane.oldest_s), lane.head) for lane in found.lanes]
     print(f"{found.file}: {found.size_bytes:,} bytes on disk")
-    terminal.table(("lane", "records", "oldest", "last seq", *(f"waiting for {sink}" for sink in sinks)), rows, "records")
-    if any(count is None for row in rows for count in row[4:]):
-        print("-: the sink has acknowledged nothing of this lane, or does not take it")
+    terminal.table(("lane", "records", "oldest", "last seq"), rows, "records")
+    _print_sinks(found)
     if found.gaps:
         terminal.table(("lane", "lost", "why"), [(gap.lane, gap.count, gap.reason) for gap in found.gaps], "gaps")
     if found.refused:
@@ -83,6 +72,22 @@ def _print(found: Look) -> None:
     if found.journal_rows:
         terminal.table(("device", "samples"), list(found.journal_rows.items()), "input journal")
     print(f"epochs: {', '.join(found.epochs)}")
+
+
+def _print_sinks(found: Look) -> None:
+    """What waits for each, by lane."""
+    from edge_runtime.cli import terminal
+
+    delivery: dict[str, str | None] = {each.sink: each.delivery for each in found.sinks}
+    if not delivery:  # a file that does not tell its sinks: those that have acknowledged something
+        delivery = dict.fromkeys(sorted({sink for lane in found.lanes for sink in lane.waiting}))
+    rows = [(sink, *(lane.waiting.get(sink) for lane in found.lanes), delivery[sink]) for sink in delivery]
+    if not rows:
+        return
+    terminal.table(("sink", *(lane.lane.value for lane in found.lanes), "delivery"), rows, "waiting for a sink")
+    if any(count is None for row in rows for count in row[1:-1]):
+        unknown = "" if found.sinks else ", or has acknowledged nothing of it"
+        print(f"-: the sink does not take this lane{unknown}")
 
 
 def _age(seconds: float | None) -> str | None:

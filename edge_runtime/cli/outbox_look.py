@@ -25,14 +25,22 @@ class OutboxError(EdgeError):
 
 class LaneLook(msgspec.Struct, frozen=True, kw_only=True):
     """`records` are on the disk. `oldest_s`: age of the oldest (None: there is none, or no clock that tells). `head`: the highest
-    seq that was ever given. `waiting`: by sink, what it has not acknowledged; a sink that has acknowledged nothing of this lane
-    is not in it: the file does not tell which lanes it takes."""
+    seq that was ever given. `waiting`: by sink that takes this lane, what it has not acknowledged. A file that was written before
+    it had a table of its sinks does not tell which lanes they take: there, those that have acknowledged something of this one."""
 
     lane: Lane
     records: int
     oldest_s: float | None
     head: int
     waiting: dict[str, int]
+
+
+class SinkLook(msgspec.Struct, frozen=True, kw_only=True):
+    """A sink that the gateway had when it started last."""
+
+    sink: str
+    lanes: list[Lane]
+    delivery: str
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,11 +53,13 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """`gaps`: gap records that are on the disk, what they declare lost. `epochs`: oldest first."""
+    """`sinks`: none in a file that was written before it had a table of them. `gaps`: gap records that are on the disk, what they
+    declare lost. `epochs`: oldest first."""
 
     file: str
     size_bytes: int
     lanes: list[LaneLook]
+    sinks: list[SinkLook]
     gaps: list[Count]
     refused: list[Count]
     journal_rows: dict[str, int]
@@ -99,6 +109,7 @@ def look(path: Path, clock: Clock) -> Look:
             file=str(path),
             size_bytes=sum(each.stat().st_size for each in _files(path) if each.exists()),
             lanes=_lanes(database, clock),
+            sinks=_sinks(database),
             gaps=_gaps(database),
             refused=_refused(database),
             journal_rows=tables.journal_counts(database),
@@ -115,6 +126,7 @@ def _files(path: Path) -> list[Path]:
 
 def _lanes(database: Database, clock: Clock) -> list[LaneLook]:
     heads, lows, acknowledged = tables.heads(database), tables.lows(database), tables.acknowledged(database)
+    takes = [(sink, lane) for sink, (lanes, _) in tables.sinks(database).items() for lane in lanes] or list(acknowledged)
     return [
         LaneLook(
             lane=lane,
@@ -122,12 +134,22 @@ def _lanes(database: Database, clock: Clock) -> list[LaneLook]:
             oldest_s=_age_s(database, lane, lows[lane], clock) if lane in lows else None,
             head=heads[lane],
             waiting={
-                sink: sum(_count(database, lane, *hole) for hole in intervals.missing(ranges, 1, heads[lane]))
-                for (sink, at), ranges in acknowledged.items()
+                sink: sum(
+                    _count(database, lane, *hole)
+                    for hole in intervals.missing(acknowledged.get((sink, lane), ()), 1, heads[lane])
+                )
+                for sink, at in takes
                 if at is lane
             },
         )
         for lane in LANES
+    ]
+
+
+def _sinks(database: Database) -> list[SinkLook]:
+    return [
+        SinkLook(sink=sink, lanes=list(lanes), delivery="confirmed by the receiver" if confirms else "to the broker only")
+        for sink, (lanes, confirms) in tables.sinks(database).items()
     ]
 
 

@@ -177,6 +177,21 @@ class Manifest(Section):
         return self
 
     @property
+    def rows(self) -> int:
+        """Samples in a window."""
+        return self.input.rows
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Columns of a window, in order."""
+        return tuple(point.name for point in self.input.points)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it tells of a window."""
+        return (self.postprocess.output,) if isinstance(self.postprocess, ReconstructionError) else self.postprocess.outputs
+
+    @property
     def decided_by(self) -> str:
         """The output that a threshold belongs to."""
         if isinstance(self.postprocess, ReconstructionError):

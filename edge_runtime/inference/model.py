@@ -113,8 +113,7 @@ class Model:
         self._closed = False
         self._one_at_a_time = asyncio.Lock()
         self.name, self.version = stored.manifest.name, stored.manifest.version
-        self.rows = stored.manifest.input.rows
-        self.points = tuple(point.name for point in stored.manifest.input.points)
+        self.rows, self.points, self.outputs = stored.manifest.rows, stored.manifest.points, stored.manifest.outputs
         self.artefact = ""
         """sha256 of what computes it (of an IR: of both of its files)."""
         self.file = ""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.document import closest
 from edge_runtime.inference.engine import EngineError
 from edge_runtime.inference.manifest import Artefact, File, Manifest, parse
 
@@ -61,8 +62,7 @@ def find(reference: str, folders: Sequence[Path]) -> Path:
         if (place / MANIFEST).is_file():
             return place
     looked = ", ".join(dict.fromkeys(map(str, places)))
-    there = ", ".join(names(folders)) or "none"
-    raise EngineError(f"no model {reference!r}: no {MANIFEST} in {looked}", f"there are: {there}")
+    raise EngineError(f"no model {reference!r}: no {MANIFEST} in {looked}", closest(reference, names(folders), "there are"))
 
 
 def load(folder: Path) -> Stored:

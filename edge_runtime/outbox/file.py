@@ -93,8 +93,11 @@ class OutboxFile:
 
     # --- the writer's thread ---
 
-    def start(self, epoch: str, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str]) -> None:
-        """Begins an epoch, and forgets sinks and pipelines that are no more. `pipelines`: name -> device."""
+    def start(
+        self, epoch: str, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
+    ) -> None:
+        """Begins an epoch, and forgets sinks and pipelines that are no more. `pipelines`: name -> device; `unconfirmed`: sinks
+        that are to the broker only."""
         self._pipelines, self._sinks_number = dict(pipelines), max(1, len(sinks))
         self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()})
         database = self._write_connection(epoch)
@@ -109,6 +112,7 @@ class OutboxFile:
                 tables.forget_epoch(database, gone.name)
             for sink in dict.fromkeys(sink for sink, _ in tables.acknowledged(database) if sink not in sinks):
                 tables.forget_sink(database, sink)
+            tables.set_sinks(database, sinks, unconfirmed)
             for pipeline, (device, _, _) in tables.positions(database).items():
                 if pipelines.get(pipeline) != device:
                     tables.forget_position(database, pipeline)

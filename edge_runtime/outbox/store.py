@@ -58,11 +58,13 @@ class Store:
 
     # --- life ---
 
-    async def open(self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str]) -> None:
+    async def open(
+        self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
+    ) -> None:
         """Waits until the file can be written. `sinks`: name -> lanes; `pipelines`: name -> device; others are forgotten.
-        Raises EdgeError for a file of a newer format."""
+        `unconfirmed`: sinks that are to the broker only. Raises EdgeError for a file of a newer format."""
         self._batch = Batch(asyncio.get_running_loop())
-        await self._until_it_works(self._writer, self._file.start, self._dice.token(), sinks, pipelines)
+        await self._until_it_works(self._writer, self._file.start, self._dice.token(), sinks, pipelines, unconfirmed)
         self._tell_losses()
         self._task = asyncio.create_task(self._run(), name="store")
 

@@ -11,6 +11,7 @@
 | positions    | how far a pipeline has come in the journal, and the state of its rules                        |
 | acknowledged | seqs of a lane that a sink's far end has                                                      |
 | refused      | a record that a sink's far end refuses for ever, and why; for people                          |
+| sinks        | a sink of the configuration, its lanes, and whether the receiver confirms; for people         |
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _LANE = """CREATE TABLE IF NOT EXISTS lane_{lane} (
     seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, source TEXT NOT NULL, boot INTEGER NOT NULL,
     mono_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL, synced INTEGER NOT NULL, uniq TEXT NOT NULL, body BLOB NOT NULL)"""
 
+_SINKS = "CREATE TABLE IF NOT EXISTS sinks (sink TEXT PRIMARY KEY, lanes TEXT NOT NULL, confirms INTEGER NOT NULL) WITHOUT ROWID"
+
 _SCHEMA = (
     *(_LANE.format(lane=lane) for lane in LANES),
     "CREATE TABLE IF NOT EXISTS heads (lane TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
@@ -49,6 +52,7 @@ _SCHEMA = (
     "PRIMARY KEY (sink, lane, first)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS refused (sink TEXT, lane TEXT, epoch INTEGER, seq INTEGER, cause TEXT, body BLOB, "
     "PRIMARY KEY (sink, lane, seq)) WITHOUT ROWID",
+    _SINKS,
     f"PRAGMA user_version={SCHEMA_VERSION}",
 )
 
@@ -344,7 +348,25 @@ def forget_position(database: Database, pipeline: str) -> None:
     database.execute("DELETE FROM positions WHERE pipeline = ?", (pipeline,))
 
 
-# --- what sinks have acknowledged ------------------------------------------------------------------------------------
+# --- sinks, and what they have acknowledged --------------------------------------------------------------------------
+
+
+def set_sinks(database: Database, lanes: Mapping[str, Sequence[Lane]], unconfirmed: Sequence[str]) -> None:
+    """These and no others. `unconfirmed`: those that are to the broker only."""
+    database.execute(_SINKS)  # a file that was written before there was such a table
+    database.execute("DELETE FROM sinks")
+    database.executemany(
+        "INSERT INTO sinks (sink, lanes, confirms) VALUES (?,?,?)",
+        [(sink, " ".join(lanes[sink]), sink not in unconfirmed) for sink in lanes],
+    )
+
+
+def sinks(database: Database) -> dict[str, tuple[tuple[Lane, ...], bool]]:
+    """Name -> (its lanes, whether the receiver confirms). Nothing for a file that was written before there was such a table."""
+    if not rows(database, "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'sinks'"):
+        return {}
+    found = rows(database, "SELECT sink, lanes, confirms FROM sinks ORDER BY sink")
+    return {sink: (tuple(lane for lane in LANES if lane in lanes.split()), bool(confirms)) for sink, lanes, confirms in found}
 
 
 def acknowledged(database: Database) -> dict[tuple[str, Lane], Ranges]:

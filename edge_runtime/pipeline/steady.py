@@ -105,11 +105,17 @@ class SteadyModel:
             except EdgeError as error:
                 self._stands_still(error)
             else:
-                self._state.executed_on = self.model.executed_on if self.model else ""
+                self._loaded(self.model)
                 return
             self.close()
             await self._pause(attempt)
             attempt += 1
+
+    def _loaded(self, model: Model | None) -> None:
+        """Said only of a model that fits: a pipeline that stands still must not look healthy in the log."""
+        self._state.executed_on = model.executed_on if model else ""
+        if model:
+            self._log.info("model_loaded", model=model.name, executed_on=model.executed_on, artefact=model.artefact[:12])
 
     async def _pause(self, attempt: int) -> None:
         wait_s = min(BACKOFF_S_MIN * 2.0 ** min(attempt, 10), BACKOFF_S_MAX)

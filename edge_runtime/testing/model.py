@@ -52,6 +52,7 @@ class FakeModel(Model):
     def __init__(self, world: FakeModels, name: str) -> None:
         self._world = world
         self.name, self.version, self.rows, self.points = name, "1", world.rows, world.points
+        self.outputs: tuple[str, ...] = ("score",)
         self.threshold, self.artefact, self.executed_on = world.threshold, world.artefact, "fake:cpu"
         self._shut = False
 
