@@ -1,5 +1,5 @@
 # Everything starts here: `make help`. Needed: Python 3.11 or newer with its venv module, and make. pip is used as it is
-# configured (index, proxy, certificates); everything is installed into .venv and nowhere else.
+# configured (index, proxy, certificates); everything is installed into .venv (what only a test installs: .cache).
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,7 +42,7 @@ system:  # The Debian packages that some tests need: installed where we may, els
 	@.ci/system-packages
 
 clean:  ## Remove .venv, caches and build results
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps, one environment: `make run` does not wait for what only tests need.

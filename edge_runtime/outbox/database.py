@@ -78,6 +78,8 @@ class FileDisk:
         """Raises sqlite3.Error: full, read-only, not a database."""
         with contextlib.suppress(OSError):  # SQLite then says that it cannot open the file
             path.parent.mkdir(parents=True, exist_ok=True)
+            if damaged:  # SQLite fills a page that was cut off with zeros, and takes a record with half a body for a whole one
+                os.truncate(path, path.stat().st_size // PAGE_BYTES * PAGE_BYTES)
         # The store opens in one thread, uses it there and closes it there; the check would only forbid closing at exit.
         database = sqlite3.connect(path, timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False)
         try:

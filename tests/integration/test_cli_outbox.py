@@ -45,7 +45,7 @@ async def _with_store(path: Path, work: Callable[[Store], Any], size_bytes_max: 
         dice=SystemDice(),
         log=structlog.wrap_logger(structlog.ReturnLogger()),
     )
-    await store.open({"cloud": LANES, "local": [Lane.RESULT]}, {"wear": "press"})
+    await store.open({"cloud": LANES, "local": [Lane.RESULT]}, {"wear": "press"}, unconfirmed=["local"])
     if asyncio.iscoroutine(doing := work(store)):
         await doing
     await store.close()
@@ -89,18 +89,23 @@ def _lanes(found: dict[str, Any]) -> dict[str, tuple[int, int, dict[str, int]]]:
 
 
 EXPECTED = {
-    "gap": (0, 0, {}),
-    "event": (3, 3, {}),
+    "gap": (0, 0, {"cloud": 0}),
+    "event": (3, 3, {"cloud": 3}),
     # 1..3 and 6 are with both sinks, so they are gone from the disk.
     "result": (6, 10, {"cloud": 6, "local": 0}),
-    "sample": (5, 5, {}),
+    "sample": (5, 5, {"cloud": 5}),
 }
+SINKS = [
+    {"sink": "cloud", "lanes": [lane.value for lane in LANES], "delivery": "confirmed by the receiver"},
+    {"sink": "local", "lanes": ["result"], "delivery": "to the broker only"},
+]
 
 
 def test_a_stopped_outbox_is_shown_and_stays_as_it_is(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = _state(stopped.parent)
     found = _look(stopped, capsys)
     assert _lanes(found) == EXPECTED
+    assert found["sinks"] == SINKS
     assert found["size_bytes"] == stopped.stat().st_size
     assert found["journal_rows"] == {"press": 1}
     assert len(found["epochs"]) == 1
@@ -142,10 +147,45 @@ def test_people_get_tables(stopped: Path, capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["outbox", str(stopped)]) == 0
     out = capsys.readouterr().out
     assert f"{stopped}: {stopped.stat().st_size:,} bytes on disk" in out
-    assert "waiting for cloud" in out
-    [result] = [line.split() for line in out.splitlines() if line.startswith("result")]
-    assert (result[1], result[-3:]) == ("6", ["10", "6", "0"])
-    assert "-: the sink has acknowledged nothing of this lane" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    [result] = [line.split() for line in lines if line.startswith("result")]
+    assert (result[1], result[-1]) == ("6", "10")
+    assert "sink gap event result sample delivery" in lines
+    assert "cloud 0 3 6 5 confirmed by the receiver" in lines
+    assert "local - - 0 - to the broker only" in lines
+    assert "-: the sink does not take this lane" in out.splitlines()
+
+
+def test_an_outage_from_the_first_start_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No sink has acknowledged anything, and the operator must see for whom it all waits."""
+    path = tmp_path / "outbox.db"
+    asyncio.run(_with_store(path, lambda store: _commit(store, _drafts(Lane.RESULT, 4))))
+    waiting = {lane: at for lane, (_, _, at) in _lanes(_look(path, capsys)).items()}
+    nothing = {"cloud": 0}
+    assert waiting == {"gap": nothing, "event": nothing, "result": {"cloud": 4, "local": 4}, "sample": nothing}
+    assert cli.main(["outbox", str(path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "cloud 0 0 4 0 confirmed by the receiver" in lines
+    assert "local - - 4 - to the broker only" in lines
+
+
+def test_a_file_that_does_not_tell_its_sinks_shows_what_they_acknowledged(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = sqlite3.connect(stopped)
+    database.execute("DROP TABLE sinks")
+    database.close()
+    before = _state(stopped.parent)
+    found = _look(stopped, capsys)
+    assert found["sinks"] == []
+    assert {lane: at for lane, (_, _, at) in _lanes(found).items() if at} == {"result": {"cloud": 6, "local": 0}}
+    assert cli.main(["outbox", str(stopped)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "cloud - - 6 - -" in [" ".join(line.split()) for line in out]
+    assert "-: the sink does not take this lane, or has acknowledged nothing of it" in out
+    assert cli.main(["outbox", str(stopped), "export"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 14
+    assert _state(stopped.parent) == before
 
 
 def test_what_was_evicted_or_refused_is_shown_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

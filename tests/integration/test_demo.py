@@ -176,7 +176,7 @@ def test_an_installed_wheel_shows_it_to_programs_and_people(demo: Callable[..., 
     """Two runs at once: one gives JSON to a pipe, one the view to a terminal. Both are clean, and leave nothing behind."""
     dist, files = tmp_path / "dist", tmp_path / "files"
     files.mkdir()
-    program = wheels.venv(dist / "venv", wheels.build(wheels.ROOT, dist)) / "edge-runtime"
+    program = wheels.venv(dist / "venv", wheels.build(wheels.ROOT, dist), "demo") / "edge-runtime"
     run = demo("--seconds", SHORT, program=[program], folder=files)
     _check_view(_on_a_terminal([program, "demo", "--seconds", SHORT], files))
     assert run.end() == (0, "")

@@ -200,7 +200,13 @@ def _garbage_header(path: Path) -> None:
 
 
 def _truncated(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
+    os.truncate(path, path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES)
+
+
+def _truncated_within_a_page(path: Path) -> None:
+    """SQLite reads the rest of that page as zeros and does not mind: records would come with half a body."""
+    _truncated(path)
+    os.truncate(path, path.stat().st_size + PAGE_BYTES // 2)
 
 
 def _all_garbage(path: Path) -> None:
@@ -215,7 +221,7 @@ def _index_page(path: Path) -> None:
     flip(path, (page - 1) * PAGE_BYTES)
 
 
-DAMAGES = [_rot, _garbage_header, _truncated, _all_garbage, _index_page]
+DAMAGES = [_rot, _garbage_header, _truncated, _truncated_within_a_page, _all_garbage, _index_page]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
