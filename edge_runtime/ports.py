@@ -198,6 +198,14 @@ class Disk(Protocol):
         """Renames a closed database; nothing may be at `target`."""
         ...
 
+    def identity(self, path: Path) -> int:
+        """Of the file that has this name now; 0 if there is none. Another number: somebody removed or replaced it."""
+        ...
+
+    def copy(self, database: Database, target: Path) -> None:
+        """Writes an open database out to a new file, synced: also one whose own file has no name any more."""
+        ...
+
 
 # --- sinks -----------------------------------------------------------------------------------------------------------
 
@@ -209,6 +217,11 @@ class SinkError(EdgeError):
 class Refused(SinkError):
     """The far end will never take this batch as it is: sending it again changes nothing. Only a receiver of ours says so;
     a proxy's or a broker's error is a plain SinkError."""
+
+
+def delivery(confirms: bool) -> str:
+    """What a sink's "delivered" means, in the words that are shown everywhere."""
+    return "confirmed by the receiver" if confirms else "to the broker only"
 
 
 Ranges = tuple[tuple[int, int], ...]

@@ -110,6 +110,6 @@ def _show(config: Config) -> None:
 
 
 def _delivery(sink: MqttSink | HttpsSink) -> str:
-    if sink.type == "https" or sink.receiver:
-        return "confirmed by the receiver"
-    return "to the broker only"
+    from edge_runtime.ports import delivery
+
+    return delivery(sink.type == "https" or sink.receiver is not None)

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.outbox import intervals, tables
 from edge_runtime.outbox.database import SIDE_FILES, DiskError, open_read_only
-from edge_runtime.ports import Clock, Database, EdgeError
+from edge_runtime.ports import Clock, Database, EdgeError, delivery
 from edge_runtime.records import LANES, Gap, Lane, Record
 
 READ_ROWS = 1_000
@@ -148,7 +148,7 @@ def _lanes(database: Database, clock: Clock) -> list[LaneLook]:
 
 def _sinks(database: Database) -> list[SinkLook]:
     return [
-        SinkLook(sink=sink, lanes=list(lanes), delivery="confirmed by the receiver" if confirms else "to the broker only")
+        SinkLook(sink=sink, lanes=list(lanes), delivery=delivery(confirms))
         for sink, (lanes, confirms) in tables.sinks(database).items()
     ]
 

@@ -8,6 +8,7 @@ import sqlite3
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edge_runtime.ports import Database
 
@@ -134,6 +135,21 @@ class FileDisk:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def identity(self, path: Path) -> int:
+        try:
+            return path.stat().st_ino
+        except OSError:
+            return 0
+
+    def copy(self, database: Any, target: Path) -> None:
+        """`database`: a connection of `open`."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = sqlite3.connect(target)
+        try:
+            database.backup(new)
+        finally:
+            new.close()
 
 
 def _files(path: Path) -> list[Path]:

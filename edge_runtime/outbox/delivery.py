@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.outbox import intervals
 from edge_runtime.outbox.lanes import Course, Turn
 from edge_runtime.outbox.store import Store
-from edge_runtime.ports import Dice, Ranges, Receipt, Refused, Sink, SinkError
+from edge_runtime.ports import Dice, Ranges, Receipt, Refused, Sink, SinkError, delivery
 from edge_runtime.records import Lane, Record
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.2, 2.0
@@ -151,8 +151,7 @@ class Delivery:
     def _show(self, connected: bool, cause: str, hint: str) -> None:
         if connected != self.state.connected or (not connected and cause != self.state.cause):
             if connected:
-                delivery = "confirmed by the receiver" if self._sink.confirms else "to the broker only"
-                self._log.info("sink_connected", delivery=delivery)
+                self._log.info("sink_connected", delivery=delivery(self._sink.confirms))
             else:
                 self._log.warning("sink_away", cause=cause, hint=hint)
         self.state.connected, self.state.cause, self.state.hint = connected, cause, hint

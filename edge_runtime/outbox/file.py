@@ -63,6 +63,8 @@ class OutboxFile:
         self._unsure: tuple[Batch, Books] | None = None
         self.corrupt = False
         """Set when one of the two threads met corruption; both connections are closed before the file is replaced."""
+        self._identity = 0
+        self._rescued = False
         self.offered: dict[Lane, int] = {}
         """The highest seqs that a sink was given to send, in this run."""
         self.books = Books(dict.fromkeys(LANES, 0))
@@ -126,6 +128,8 @@ class OutboxFile:
     def write(self, batch: Batch) -> None:
         """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""
         database = self._write_connection()
+        if self._disk.identity(self._path) != self._identity:
+            self._rescue(database)
         if self._landed(database, batch):
             return
         self._room.check_log(database, batch, purging=bool(batch.acknowledged or self.books.purge_left))
@@ -142,6 +146,15 @@ class OutboxFile:
             raise
         self.books = books
         self.lost += change.lost
+
+    def _rescue(self, database: Database) -> None:
+        """The file was removed or replaced while we had it open. What we wrote is still behind our connection, and nowhere else:
+        it is written out, and takes its place again when both threads have let go of the old one."""
+        if self._disk.size_bytes(self._salvaged):
+            self._disk.set_aside(self._salvaged)
+        self._disk.copy(database, self._salvaged)
+        self._rescued = True
+        raise corrupt(f"{self._path.name} was removed or replaced while it was in use")
 
     def _landed(self, database: Database, batch: Batch) -> bool:
         """A COMMIT that failed may have reached the disk all the same (its sync failed, then the log was read again): writing
@@ -228,10 +241,12 @@ class OutboxFile:
     def _write_connection(self, epoch: str = "") -> Database:
         """`epoch`: of gap records that a start must write; later it is the current one."""
         if self._writer is None:
-            if self.corrupt:
+            if self.corrupt and not self._rescued:
                 self._replace(epoch or self.books.epochs[-1].name)
             self._end_replacement()
+            self._rescued = False
             self._writer = self._writer or self._open()
+            self._identity = self._disk.identity(self._path)
         return self._writer
 
     def _open(self) -> Database:

@@ -67,6 +67,13 @@ class FaultyDisk:
         self._fence.check()
         self._files.move(path, target)
 
+    def identity(self, path: Path) -> int:
+        return self._files.identity(path)
+
+    def copy(self, database: Any, target: Path) -> None:
+        self._fence.check()
+        self._files.copy(database.real, target)
+
     def before(self, sql: str) -> None:
         """Every statement of the node comes by here."""
         self._fence.check()
@@ -106,23 +113,23 @@ class _FaultyDatabase:
     """ports.Database with its disk's faults in front of each statement."""
 
     def __init__(self, disk: FaultyDisk, real: Any) -> None:
-        self._disk, self._real = disk, real
+        self._disk, self.real = disk, real
 
     @property
     def in_transaction(self) -> bool:
-        return bool(self._real.in_transaction)
+        return bool(self.real.in_transaction)
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Iterable[Any]:
         self._disk.before(sql)
-        rows: Iterable[Any] = self._real.execute(sql, parameters)
+        rows: Iterable[Any] = self.real.execute(sql, parameters)
         return rows
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Any:
         self._disk.before(sql)
-        return self._real.executemany(sql, rows)
+        return self.real.executemany(sql, rows)
 
     def close(self) -> None:
-        self._real.close()
+        self.real.close()
 
 
 def rot(path: Path, rng: random.Random, pages: int = 1, page_bytes: int = 4096) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from edge_runtime.cli.demo.watching import Found, Judged, Latency
+from edge_runtime.ports import delivery
 
 PLAIN_S = 2.0
 """Between two plain lines."""
@@ -28,7 +29,7 @@ class SinkPicture(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def delivery(self) -> str:
-        return "confirmed by the receiver" if self.confirms else "to the broker only"
+        return delivery(self.confirms)
 
     @property
     def state(self) -> str:
