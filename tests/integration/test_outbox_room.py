@@ -215,7 +215,9 @@ def test_what_every_sink_has_is_deleted_and_the_file_stays_small(tmp_path: Path)
             assert store.heads[Lane.RESULT] == 200_000
             assert size_bytes(path) <= 1.5 * most
             await store.commit([draft("last")])
-            assert len(await everything(store)) <= 502
+            async with asyncio.timeout(30):  # a purge has a budget for each transaction: what is left goes with the next ones
+                while len(await everything(store)) > 502:  # noqa: ASYNC110 - the store has no event for it
+                    await asyncio.sleep(0.05)
 
     asyncio.run(scenario())
 
