@@ -69,7 +69,9 @@ class HttpsSink:
         self._token_file, self._ca_file = token_file, ca_file
         self._headers: dict[str, str] = {}
         self._connection: http.client.HTTPConnection | None = None
-        self._given_up = False
+        self._asked = self._given_up = 0
+        """Numbers of requests: the newest, and the newest that was given up. (A flag that the next request resets came too
+        early for the thread: it then sent the old request once more, and the new one waited behind it.)"""
 
     async def open(self, epochs: Sequence[str]) -> Receipt:
         if self._worker is None:
@@ -96,7 +98,8 @@ class HttpsSink:
                 worker.close()
 
     async def _ask(self, path: str, message: Batch | Hello) -> ReceiptMessage:
-        status, body, digest = await self._in_time(self._exchange, path, message)
+        self._asked += 1
+        status, body, digest = await self._in_time(self._exchange, self._asked, path, message)
         return self._understood(status, body, digest)
 
     async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
@@ -104,7 +107,6 @@ class HttpsSink:
         socket's own timeout. The thread is set free by cutting its connection."""
         if self._worker is None:
             raise SinkError(f"{self._url}: the sink is closed", "open it first")
-        self._given_up = False
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._worker.run(function, *args)
@@ -121,7 +123,7 @@ class HttpsSink:
 
     def _cut(self) -> None:
         """Ends what the thread waits for. Past ssl's own shutdown(), which would pull the session from under the thread."""
-        self._given_up = True
+        self._given_up = self._asked
         connection = self._connection
         if connection is not None and connection.sock is not None:
             with contextlib.suppress(OSError):
@@ -177,7 +179,7 @@ class HttpsSink:
         if self._token_file is not None:
             self._headers["Authorization"] = f"Bearer {_token(self._token_file)}"
 
-    def _exchange(self, path: str, message: Batch | Hello) -> _Answer:
+    def _exchange(self, number: int, path: str, message: Batch | Hello) -> _Answer:
         """Packs here, too: compressing a large batch would hold up everything else in the gateway."""
         payload = messages.pack(message)
         reused = self._connection is not None
@@ -185,7 +187,7 @@ class HttpsSink:
             return self._exchange_once(path, payload)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             # A server closes a connection that was idle; it says so only when we write the next request to it.
-            if not reused or self._given_up:
+            if not reused or self._given_up >= number:
                 raise
             return self._exchange_once(path, payload)
 
