@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_runtime.address import BadAddress, address
+from edge_runtime.document import POINT_NAME
 from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, EdgeError, Message
 from edge_runtime.records import Sample, Stamp, Value
 
@@ -82,9 +83,7 @@ class Options(BaseModel):
 class Point(Options):
     """One declared value of a device. An adapter adds where to find it (register, topic path, column)."""
 
-    name: str = Field(
-        description="Name of the point, unique in the device", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", examples=["temperature"]
-    )
+    name: str = Field(description="Name of the point, unique in the device", pattern=POINT_NAME, examples=["temperature"])
     unit: str = Field("", description="Unit of the scaled value (SenML/UCUM code: Cel, bar, 1/min, A, ...)")
     description: str = Field("", description="For people")
     scale: float = Field(1.0, description="value = raw * scale + offset (numbers only)")

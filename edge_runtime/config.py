@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from edge_runtime import crosschecks, document
 from edge_runtime.adapter import Adapter
 from edge_runtime.document import DocumentError, Problem
+from edge_runtime.records import Privacy
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Name = Annotated[str, Field(pattern=document.NAME)]
 """Names stand in MQTT topics and file names: letters, digits, - and _."""
 
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
@@ -26,17 +27,50 @@ class Section(BaseModel):
 class Broker(Section):
     """The local MQTT broker."""
 
-    mode: Literal["none", "external", "hosted"] = Field(
-        "none", description="none: no local broker; external: connect to `url`; hosted: start one as a child process"
+    mode: Literal["none", "external", "hosted", "auto"] = Field(
+        "none",
+        description="none: no local broker; external: connect to `url`; hosted: start one as a child process; "
+        "auto: find the site's broker, or start it where there is none (needs `mesh`)",
     )
     url: str = Field(
         "mqtt://127.0.0.1:1883",
-        description="external: mqtt://[user:password@]host[:port] or mqtts://...",
+        description="external: mqtt://[user:password@]host[:port] or mqtts://...; hosted, auto: its port is where ours listens",
+    )
+    listen: str = Field(
+        "127.0.0.1",
+        description="hosted and auto: the address of this machine that it listens on. 0.0.0.0 (or ::): every one; "
+        "then whoever is on the network may read and write",
     )
     program: Literal["auto", "mosquitto", "iotcore"] = Field(
         "auto", description="hosted: which broker to start; auto takes mosquitto where it is installed, else the embedded iotcore"
     )
     queued_messages_max: int = Field(100_000, ge=1, description="hosted mosquitto: QoS 1 messages kept for a client that is away")
+
+
+class Mesh(Section):
+    """Work shared with the other gateways of the site, over the site's broker."""
+
+    discovery: Literal["mdns", "off"] = Field("mdns", description="mdns: announce and find each other; off: only `peers`")
+    interfaces: list[str] = Field(default_factory=list, description="mdns: only on interfaces with these names (* matches any)")
+    interfaces_exclude: list[str] = Field(
+        default=["docker*", "br-*", "veth*", "virbr*", "cni*", "flannel*", "cali*", "vboxnet*", "vmnet*"],
+        description="mdns: never on interfaces with these names (* matches any)",
+    )
+    peers: list[str] = Field(
+        default_factory=list,
+        description="Where brokers of the site's gateways may be: host or host:port",
+        examples=[["10.0.0.2", "10.0.0.3:1884"]],
+    )
+    rank: int = Field(100, ge=0, le=1_000, description="broker.mode auto: the lowest rank hosts, of equal ones the first name")
+    may_host: bool = Field(True, description="broker.mode auto: may this gateway host the broker?")
+    accept_tasks: bool = Field(True, description="Compute windows for others?")
+    offers: list[str] = Field(
+        default_factory=list, description="Models to compute for others, beside those of its own pipelines: as in `model`"
+    )
+    tasks_waiting_max: int = Field(64, ge=1, le=10_000, description="Tasks of others that may wait here; others are refused")
+    heartbeat_s_min: Seconds = Field(1.0, description="Least time between two heartbeats; it grows with the number of gateways")
+    heartbeats_per_s_max: int = Field(5_000, ge=10, description="Heartbeats that the site's broker delivers, of all gateways")
+    power: Literal["auto", "mains", "battery"] = Field("auto", description="auto: as the machine says; battery: a last choice")
 
 
 class Device(Section):
@@ -72,16 +106,6 @@ class Window(Section):
     )
     filled_max: int = Field(0, ge=0, description="hold: a window with more values filled in than this is discarded")
 
-    @model_validator(mode="after")
-    def _by_count_or_by_time(self) -> Window:
-        if (self.count is None) == (self.length_s is None):
-            raise ValueError("give exactly one of count and length_s")
-        if self.step is not None and (self.count is None or self.step > self.count):
-            raise ValueError("step goes with count and is not larger (samples between two windows would be in none)")
-        if self.step_s is not None and (self.length_s is None or self.step_s > self.length_s):
-            raise ValueError("step_s goes with length_s and is not larger (samples between two windows would be in none)")
-        return self
-
 
 class Rule(Section):
     """Raises and clears an event."""
@@ -99,14 +123,6 @@ class Rule(Section):
     raise_after_s: float = Field(0.0, ge=0, description="Raise only when it has lasted this long")
     clear_after_s: float = Field(0.0, ge=0, description="Clear only when it has been over for this long")
     severity: Literal["info", "warning", "critical"] = Field("warning", description="For people and dashboards")
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Rule:
-        if self.above is None and self.below is None:
-            raise ValueError("give above or below (or both)")
-        if isinstance(self.above, float) and self.below is not None and self.below >= self.above:
-            raise ValueError(f"below ({self.below}) must be less than above ({self.above}): it would always be raised")
-        return self
 
 
 class Pipeline(Section):
@@ -129,17 +145,16 @@ class Pipeline(Section):
     )
     accelerator: str = Field("cpu", description="cpu, gpu, npu, edgetpu: the first choice; cpu is always the last one")
     rules: list[Rule] = Field(default_factory=list, description="Events to raise and clear")
+    privacy: Privacy = Field(
+        Privacy.CLOUD,
+        description="How far its samples, windows and results may go: gateway (they stay on it), site (peers and sinks of the site), "
+        "cloud (anywhere)",
+    )
+    deadline_s: Seconds = Field(2.0, description="With `mesh`: a window that a peer has not computed by then is computed here")
+    priority: int = Field(5, ge=0, le=9, description="With `mesh`: windows of higher priority go first at a peer")
     queue_max: int = Field(
         1_000, ge=1, description="Samples that may wait here; beyond it the oldest of a polled source are dropped and counted"
     )
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Pipeline:
-        if self.window is None and (self.model or self.rules):
-            raise ValueError("a model and rules need a window (`window: {count: 1}`: every sample by itself)")
-        if self.model is None and any(rule.above == "model" for rule in self.rules):
-            raise ValueError("`above: model` needs a model")
-        return self
 
 
 class MqttSink(Section):
@@ -221,6 +236,7 @@ class Config(Section):
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What is done with it, by name")
     sinks: dict[Name, AnySink] = Field(default_factory=dict, description="Where records go, by name")
     outbox: Outbox = Field(default_factory=Outbox, description="What is on disk and not yet delivered")
+    mesh: Mesh | None = Field(None, description="Work shared with other gateways of the site; without it this one works alone")
     log: Log = Field(default_factory=Log, description="The log on standard error")
 
 

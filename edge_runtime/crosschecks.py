@@ -6,6 +6,7 @@ It works on the text's plain value, so that one wrong key elsewhere hides nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _device(doc, ("devices", name), schemas)
     for name in _mapping(doc.at(("pipelines",))):
         found += _pipeline(doc, ("pipelines", name))
-        found += _twice(doc, ("pipelines", name, "rules"), "rule", "pipeline")
+        found += _rules(doc, ("pipelines", name))
+        found += _window(doc, ("pipelines", name, "window"))
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
     return found + list(_brokers(doc))
 
@@ -58,22 +60,24 @@ def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> 
 def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
     devices = _mapping(doc.at(("devices",)))
     device = doc.at((*here, "device"))
-    if not isinstance(device, str):
-        return
-    if device not in devices:
+    known = isinstance(device, str) and device in devices
+    if isinstance(device, str) and not known:
         hint = closest(device, devices, "declared are")
         yield doc.problem((*here, "device"), "no device of this name is declared", value=device, hint=hint)
-        return
-    declared = _names(doc, ("devices", device, "points"))
+    declared = _names(doc, ("devices", device, "points")) if known else []
     wanted = _list(doc.at((*here, "points")))
     for number, point in enumerate(wanted):
-        if isinstance(point, str) and point not in declared:
+        if known and isinstance(point, str) and point not in declared:
             hint = closest(point, declared, f"the points of {device} are")
             yield doc.problem((*here, "points", number), f"is no point of {device}", value=point, hint=hint)
         elif point in wanted[:number]:
             yield doc.problem((*here, "points", number), "stands here twice", value=point, hint="remove one of them")
-    if doc.at((*here, "model")) is None:
-        yield from _statistics(doc, here, [point for point in wanted if isinstance(point, str)] or declared)
+    points = [point for point in wanted if isinstance(point, str)] or declared
+    if points and doc.at((*here, "model")) is None:
+        yield from _statistics(doc, here, points)
+    needs = "model" if doc.at((*here, "model")) is not None else "rules"
+    if doc.at((*here, "window")) is None and doc.at((*here, needs)):
+        yield doc.problem((*here, needs), "needs a window", hint="give `window: {count: 1}` for every sample by itself")
 
 
 def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Problem]:
@@ -84,6 +88,36 @@ def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Proble
         if isinstance(output, str) and output not in known:
             hint = closest(output, known, "without a model the outputs are")
             yield doc.problem((*here, "rules", number, "output"), "is no output of this pipeline", value=output, hint=hint)
+
+
+def _window(doc: Document, here: Path) -> Iterator[Problem]:
+    """By count or by time, and no sample between two windows."""
+    given = {key for key, value in _mapping(doc.at(here)).items() if value is not None}
+    if isinstance(doc.at(here), dict) and len(given & {"count", "length_s"}) != 1:
+        hint = "`count: 64` takes 64 samples, `length_s: 10` those of ten seconds"
+        yield doc.problem(here, "give exactly one of count and length_s", hint=hint)
+    for length, step in (("count", "step"), ("length_s", "step_s")):
+        if step in given and length not in given:
+            yield doc.problem((*here, step), f"goes with {length}", value=doc.at((*here, step)), hint=f"give `{length}`, too")
+        longest, value = _number(doc.at((*here, length))), _number(doc.at((*here, step)))
+        if 0 < longest < value:
+            hint = f"at most {longest}: samples between two windows would be in none"
+            yield doc.problem((*here, step), f"is larger than {length}", value=value, hint=hint)
+
+
+def _rules(doc: Document, here: Path) -> Iterator[Problem]:
+    """Each has a limit that can be reached and left, and a name of its own."""
+    for number, rule in enumerate(_list(doc.at((*here, "rules")))):
+        at = (*here, "rules", number)
+        above, below = (doc.at((*at, key)) for key in ("above", "below"))
+        if isinstance(rule, dict) and above is None and below is None:
+            yield doc.problem(at, "has no limit", hint="give above or below (or both): `above: 80`")
+        if _number(below) >= _number(above):
+            hint = f"it must be less than above ({above}): the rule would always be raised"
+            yield doc.problem((*at, "below"), "is not less than above", value=below, hint=hint)
+        if above == "model" and doc.at((*here, "model")) is None:
+            yield doc.problem((*at, "above"), "there is no model", value=above, hint="give a number, or the pipeline a `model`")
+    yield from _twice(doc, (*here, "rules"), "rule", "pipeline")
 
 
 def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem]:
@@ -99,9 +133,8 @@ def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem
 
 def _fits_the_journal(doc: Document, here: Path) -> Iterator[Problem]:
     """A window larger than the journal would wait for samples that are never let in."""
-    count, rows_max = doc.at(here), doc.at(("outbox", "journal_rows_max"))
-    limit = rows_max if isinstance(rows_max, int) else JOURNAL_ROWS
-    if isinstance(count, int) and count * 2 > limit:
+    count, rows_max = _number(doc.at(here)), _number(doc.at(("outbox", "journal_rows_max")))
+    if count * 2 > (JOURNAL_ROWS if math.isnan(rows_max) else rows_max):
         hint = f"set outbox.journal_rows_max to {count * 2} or more, or make the window smaller"
         yield doc.problem(here, "is more than half of what the input journal holds", value=count, hint=hint)
 
@@ -131,6 +164,11 @@ def _url(doc: Document, here: Path) -> Iterator[Problem]:
         address(url, ca_file=ca, cert_file=cert, key_file=key)
     except BadAddress as error:
         yield doc.problem(here, error.cause, hint=error.hint)
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number: it is neither smaller nor larger than anything, and pydantic says that it is none."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _names(doc: Document, here: Path) -> list[str]:

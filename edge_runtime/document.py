@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,14 @@ DEPTH_MAX = 32
 SHOWN_CHARACTERS_MAX = 60
 NEAR = "did you mean"
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+POINT_NAME = r"^[A-Za-z_][A-Za-z0-9_.-]*$"
+_FORMS = {
+    NAME: "letters, digits, - and _; starts with a letter or digit; at most 63",
+    POINT_NAME: "letters, digits, _, . and -; starts with a letter or _",
+}
+"""What a name is, in words: nobody should have to read a pattern."""
+
 Path = tuple[str | int, ...]
 """("devices", "press", "points", 3, "address")"""
 
@@ -38,12 +47,13 @@ class Problem:
     line: int
     path: str
     message: str
-    value: str = ""
+    value: str | float | None = None
+    """What stands there, if it is a scalar: short, and without the password of a URL."""
     hint: str = ""
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " + (f"{self.path}: " if self.path else "")
-        value = f" (it is {self.value})" if self.value else ""
+        value = "" if self.value is None else f" (it is {json.dumps(self.value, ensure_ascii=False)})"
         return where + self.message + value + (f"\n    hint: {self.hint}" if self.hint else "")
 
 
@@ -96,11 +106,13 @@ def dotted(path: Path) -> str:
     return text
 
 
-def shown(value: Any) -> str:
-    """A scalar for a message: short, and without the password of a URL. Nothing for lists and mappings."""
-    if value is None or isinstance(value, dict | list):
-        return ""
-    text = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", json.dumps(value, ensure_ascii=False))
+def shown(value: Any) -> str | float | None:
+    """A scalar for a message: short, and without the password of a URL. None for lists and mappings."""
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if not isinstance(value, str | float):
+        return None
+    text = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", str(value))
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
 
 
@@ -253,21 +265,21 @@ def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[
     except ValidationError as error:
         found: dict[Path, list[Problem]] = {}
         for item in error.errors(include_url=False):
-            path = _place(document, at, item["loc"], item["type"])
+            path = _place(document, at, item)
             found.setdefault(path, []).append(_problem(document, model, at, path, item))
         return [_either(problems) for problems in found.values()]
     return []
 
 
-def _place(document: Document, at: Path, loc: Path, kind: str) -> Path:
+def _place(document: Document, at: Path, item: Any) -> Path:
     """Pydantic's location without what is not in the text: names of alternatives, of validators, and "[key]"."""
-    path, here = at, document.at(at)
+    path, here, loc = at, document.at(at), item["loc"]
     for number, step in enumerate(loc, 1):
         inside = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int))
-        if inside or (kind == "missing" and number == len(loc)):
+        if inside or (item["type"] == "missing" and number == len(loc)):
             path = (*path, step)
             here = document.at(path)
-    return path
+    return (*path, item["ctx"]["discriminator"].strip("'")) if item["type"] == "union_tag_invalid" else path
 
 
 def _either(problems: Sequence[Problem]) -> Problem:
@@ -281,26 +293,34 @@ def _either(problems: Sequence[Problem]) -> Problem:
 
 def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, item: Any) -> Problem:
     kind, value = item["type"], document.at(path)
-    known = _fields(model, path[len(at) : -1])
+    known = _fields(model, path[len(at) : -1], document.at(path[:-1]))
     about = known.get(str(path[-1])) if path else None
     description = (about.description or "") if about else ""
     if kind == "extra_forbidden":
         return document.problem(path, "unknown key", value=value, hint=closest(str(path[-1]), known, "the keys here are"))
     if kind == "missing":
-        return document.problem(path, "is missing", hint=description)
-    if "[key]" in item["loc"]:
-        return document.problem(path, "is no name", hint="letters, digits, - and _; 63 at most; a letter or digit first")
-    if kind in ("literal_error", "enum") and isinstance(value, str):
-        description = closest(value, re.findall(r"'([^']*)'", item["msg"]), "") or description
+        return document.problem(path, "is missing", hint=_with_example(description, path, about))
+    if kind == "string_pattern_mismatch" and (form := _FORMS.get(item["ctx"]["pattern"])):
+        return document.problem(path, "is no name", value=value, hint=form)
+    if kind in ("literal_error", "enum", "union_tag_invalid") and isinstance(value, str):
+        allowed = item["ctx"].get("expected") or item["ctx"]["expected_tags"]
+        description = closest(value, re.findall(r"'([^']*)'", allowed), "") or description
     elif kind == "string_type" and isinstance(value, int | float):
         description = f'put quotes around it: "{json.dumps(value)}"'
     elif kind in ("int_type", "float_type") and isinstance(value, str) and not isinstance(_scalar(value), str):
         description = f"leave the quotes out: {value}"
     elif kind == "model_type" and value is None:
         description = "leave the key out to have the defaults"
-    elif kind.startswith("union_tag"):
+    elif kind == "union_tag_not_found":
         description = "give `type`"
-    return document.problem(path, _message(item["msg"]), value=value, hint=description)
+    message = item["msg"] if kind != "union_tag_invalid" else f"should be {' or '.join(item['ctx']['expected_tags'].split(', '))}"
+    return document.problem(path, _message(message), value=value, hint=description)
+
+
+def _with_example(description: str, path: Path, about: FieldInfo | None) -> str:
+    if about is None or not about.examples:
+        return description
+    return f"{description}; for instance `{path[-1]}: {json.dumps(about.examples[0], ensure_ascii=False)}`"
 
 
 def _message(text: str) -> str:
@@ -315,8 +335,6 @@ _PHRASES = (
     ("List should have at least 1 item after validation, not 0", "must not be empty"),
     ("Dictionary should have at least 1 item after validation, not 0", "must not be empty"),
     ("Unable to extract tag using discriminator 'type'", "has no type"),
-    ("found using 'type' does not match any of the expected tags:", "is no type; known are"),
-    ("Input tag ", ""),
     ("String should match pattern", "should match the pattern"),
     ("Input should be ", "should be "),
     ("a valid dictionary", "a mapping (key: value)"),
@@ -330,20 +348,31 @@ _PHRASES = (
 
 
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A hint: "did you mean `address`?", or all that is known after the words `otherwise` (nothing if they are empty)."""
+    """A hint: "did you mean `address`?" (all that are equally near, up to three), or all that is known after the words
+    `otherwise` (nothing if they are empty)."""
     names = list(known)
-    if near := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
-        return f"{NEAR} `{near[0]}`?"
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    if near:
+        likeness = [difflib.SequenceMatcher(None, name, word).ratio() for name in near]
+        nearest = [f"`{name}`" for name, like in zip(near, likeness, strict=True) if like == likeness[0]]
+        return f"{NEAR} {' or '.join(sorted(nearest))}?"
     return f"{otherwise} {', '.join(names)}" if otherwise and names else ""
 
 
-def _fields(model: type[BaseModel], path: Path) -> dict[str, FieldInfo]:
-    """The fields that may stand at a path in a model; of every alternative where there are several."""
+def _fields(model: type[BaseModel], path: Path, here: Any) -> dict[str, FieldInfo]:
+    """The fields that may stand at a path in a model, where `here` stands now; of every alternative that `here` may be."""
     types: list[Any] = [model]
     for step in path:
         types = [inner for outer in types for inner in _inside(outer, step)]
     models = [one for outer in types for one in _models(outer)]
+    models = [one for one in models if _may_be(here, one)] or models
     return {name: field for one in models for name, field in one.model_fields.items()}
+
+
+def _may_be(here: Any, model: type[BaseModel]) -> bool:
+    """False: the `type` that stands here is that of another alternative."""
+    told = isinstance(here, dict) and "type" in here and "type" in model.model_fields
+    return not told or here["type"] in get_args(model.model_fields["type"].annotation)
 
 
 def _inside(outer: Any, step: str | int) -> list[Any]:

@@ -23,7 +23,7 @@ from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
-from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Disk, Receipt, Sink, SinkError, Worker
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Disk, Host, Receipt, Sink, SinkError, Worker
 from edge_runtime.records import Lane, Record, Sample
 from edge_runtime.sources.reporting import Reporter
 from edge_runtime.sources.supervisor import Lines, Source
@@ -36,14 +36,6 @@ STOP_S_MAX = 5.0
 
 WAL_SHARE = 8
 """One part in so many of the outbox's cap is for the WAL."""
-
-
-class Host(Protocol):
-    """A broker that we start ourselves."""
-
-    async def start(self) -> Address: ...
-    async def run(self) -> None: ...
-    async def stop(self) -> None: ...
 
 
 class MakeSink(Protocol):

@@ -4,6 +4,8 @@
 |---------|--------------------------|--------------------------------|
 | Sample  | an adapter               | a window, or a SAMPLE record   |
 | Window  | pipeline/windowing       | a model's input                |
+| Tensor  | a window                 | a model's input, here or there |
+| Inference | a model                | a result                       |
 | Result  | pipeline/pipeline        | a RESULT record                |
 | Event   | pipeline/rules           | an EVENT record                |
 | Gap     | outbox/store             | a GAP record                   |
@@ -87,6 +89,32 @@ class Record(msgspec.Struct, frozen=True):
     stamp: Stamp
     body: bytes
     unique: str = ""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """Raw values, little-endian, C order: what crosses the network. `dtype` is numpy's name of it ("float64")."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+class Inference(msgspec.Struct, frozen=True):
+    """What a model made of a window."""
+
+    outputs: dict[str, float]
+    executed_on: str
+    artefact: str
+    threshold: float | None = None
+    """Of the artefact that computed it: after a stuck accelerator another one may do."""
+
+
+class Privacy(StrEnum):
+    """How far what a pipeline sees and finds may travel."""
+
+    GATEWAY = "gateway"
+    SITE = "site"
+    CLOUD = "cloud"
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from edge_runtime.config import AnySink, Broker, Config
-from edge_runtime.gateway import Gateway, Host, World
+from edge_runtime.gateway import Gateway, World
 from edge_runtime.outbox.database import FileDisk
-from edge_runtime.ports import Address, BrokerError, Disk, SinkError
+from edge_runtime.ports import Address, BrokerError, Disk, Host, SinkError
 from edge_runtime.records import Lane
 from edge_runtime.testing.adapter import Faulty, FaultyPush, NoBus
 from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, VirtualLoop, run

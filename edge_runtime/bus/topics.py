@@ -9,6 +9,11 @@ from edge_runtime.records import Lane
 ROOT = "edge"
 
 TOPICS: tuple[tuple[str, str, str], ...] = (
+    ("gw/{gateway}/status", "QoS 1, retained, will", "A gateway is here, or gone: what it can compute, may it host (JSON)"),
+    ("gw/{gateway}/load", "QoS 0", "Heartbeat: what waits, how long windows take, temperature, power (JSON)"),
+    ("gw/{to}/task/{from}", "QoS 0", "A window for a peer's model, or the end of interest in it (binary)"),
+    ("gw/{to}/reply/{from}", "QoS 0", "The answer: result, or refusal with the reason (binary)"),
+    ("brokers", "QoS 1, retained", "Where the site's broker is, and every place where it may be (JSON)"),
     ("gw/{gateway}/data/{pipeline}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
     ("gw/{gateway}/result/{pipeline}", "QoS 1", "A result (JSON); to the broker only"),
     ("gw/{gateway}/event/{pipeline}", "QoS 1", "An event, raised or cleared (JSON); to the broker only"),
@@ -27,6 +32,11 @@ _FORBIDDEN = re.compile(r"[+#/\x00-\x1f\x7f]")
 def gateway(site: str, name: str, *rest: str) -> str:
     """gateway("s", "g", "status") -> edge/s/gw/g/status"""
     return "/".join((ROOT, site, "gw", name, *rest))
+
+
+def brokers(site: str) -> str:
+    """edge/s/brokers"""
+    return "/".join((ROOT, site, "brokers"))
 
 
 def live(site: str, name: str, lane: Lane, source: str) -> str:

@@ -27,6 +27,7 @@ from edge_runtime.inference.selection import candidates, chain, fastest
 from edge_runtime.inference.store import Stored
 from edge_runtime.inference.trial import Candidate, Prepared, Trial, attempt, prepare, untried
 from edge_runtime.ports import Clock, Worker
+from edge_runtime.records import Inference
 
 T = TypeVar("T")
 
@@ -38,16 +39,6 @@ REOPEN_S_MAX = 5.0
 """The same after a window hung: the pipeline is waiting, and the next in the chain is known to work."""
 INLINE_NS_MAX = 1_000_000
 """p99 of a window on a CPU, below which it runs on the event loop."""
-
-
-class Inference(msgspec.Struct, frozen=True):
-    """What a model made of a window."""
-
-    outputs: dict[str, float]
-    executed_on: str
-    artefact: str
-    threshold: float | None = None
-    """Of the artefact that computed it: after a stuck accelerator another one may do."""
 
 
 class Stuck(EngineError):

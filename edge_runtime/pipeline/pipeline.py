@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime import config
-from edge_runtime.inference.model import Inference, Model
+from edge_runtime.inference.model import Model
 from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline import results, saved
@@ -25,7 +25,7 @@ from edge_runtime.pipeline.saved import Saved
 from edge_runtime.pipeline.steady import OpenModel, PipelineState, SteadyModel
 from edge_runtime.pipeline.windowing import State, Window, Windowing
 from edge_runtime.ports import Dice
-from edge_runtime.records import Draft, Sample
+from edge_runtime.records import Draft, Inference, Sample
 from edge_runtime.sources.reporting import Reporter
 
 CHUNK_SAMPLES_MAX = 256

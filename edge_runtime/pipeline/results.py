@@ -12,10 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.inference.model import Inference
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.windowing import Window
-from edge_runtime.records import Draft, Event, Lane, Result, Sample, to_json
+from edge_runtime.records import Draft, Event, Inference, Lane, Result, Sample, to_json
 
 STATISTICS = ("min", "mean", "max", "last")
 

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from edge_runtime.inference.engine import EngineError
-from edge_runtime.inference.model import Inference, Model, Stuck
+from edge_runtime.inference.model import Model, Stuck
 from edge_runtime.pipeline.windowing import Window
 from edge_runtime.ports import Dice, EdgeError
+from edge_runtime.records import Inference
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
 """Between attempts to open a model, or to run a window."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.inference.engine import EngineError
-from edge_runtime.inference.model import INFER_S_MAX, Inference, Model, Stuck
+from edge_runtime.inference.model import INFER_S_MAX, Model, Stuck
+from edge_runtime.records import Inference
 
 Values = NDArray[np.float64]
 

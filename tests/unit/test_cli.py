@@ -179,7 +179,8 @@ def test_check_a_bad_file(example: str) -> None:
     done = _edge_runtime("check", "-", "--json", stdin=bad)
     problems = json.loads(done.stdout)["problems"]
     assert done.returncode == 1
-    assert {problem["path"] for problem in problems} == {"site", "sites", "sinks.cloud"}
+    assert {problem["path"] for problem in problems} == {"site", "sites", "sinks.cloud.type"}
+    assert {problem["value"] for problem in problems} == {None, "plant-1", "htps"}  # as they are, not in quotes once more
     assert set(problems[0]) == {"file", "line", "path", "message", "value", "hint"}
 
 

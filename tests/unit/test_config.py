@@ -74,41 +74,90 @@ def test_a_good_one() -> None:
     assert loaded.outbox.size_bytes_max == 256 * 2**20
 
 
+MANY = """\
+sites: plant                              #! ~: unknown key; site: is missing
+gateway: gw/1                             #! ~: is no name
+broker: {mode: external, url: plc}        #! ~.url: plc: the scheme is missing
+outbox: {journal_rows_max: 100, drain_s_max: soon}  #! ~.drain_s_max: should be a number
+devices:
+  press:
+    adapter: meter
+    options: {hots: x, port: 0}           #! ~.hots: unknown key; ~.host: is missing; ~.port: should be greater
+    points:
+      - {name: temp, adress: 0, scale: x} #! ~.adress: unknown key; ~.address: is missing; ~.scale: should be a number
+      - {name: temp, address: -1}         #! ~.name: is the name of another point; ~.address: should be greater
+      - {name: 9lives, address: 1}        #! ~.name: is no name
+  pump:
+    adapter: metre                        #! ~: no adapter of this name
+    period_s: -1                          #! ~: should be greater
+    points: []                            #! ~: must not be empty
+pipelines:
+  both-windows:
+    device: press
+    points: [tmp, temp, temp]             #! ~[0]: is no point of press; ~[2]: stands here twice
+    window:                               #! ~: give exactly one of count and length_s
+      count: 8
+      step: 9                             #! ~: is larger than count
+      length_s: 1.5
+      step_s: 2                           #! ~: is larger than length_s
+      bed: skip                           #! ~: unknown key
+    rules:
+      - {name: hot, output: temp.maximum, abov: 80}  #! ~: has no limit; ~.output: is no output; ~.abov: unknown key
+      - name: hot                         #! ~.name: is the name of another rule
+        output: temp.max
+        above: 80
+        below: 80                         #! ~: is not less than above
+        severity: 1                       #! ~: should be 'info'
+      - {name: odd, output: temp.max, above: model, belw: 1}  #! ~.above: there is no model; ~.belw: unknown key
+      - {name: low, output: temp.max, above: high, below: 3}  #! ~.above: should be a number
+      - hot                               #! ~: should be a mapping
+  no-window-at-all:
+    device: pres                          #! ~: no device of this name
+    points: [temp, temp]                  #! ~[1]: stands here twice
+    window: {cuont: 8, step: 1, step_s: 1} #! ~: give exactly; ~.step: goes with count; ~.step_s: goes with length_s; ~.cuont: unknown
+    rules: [{name: hot, output: tmp.max, above: 1}]  #! ~[0].output: is no output
+  model-alone:
+    device: press
+    model: 5                              #! ~: should be a text; ~: needs a window
+    queue: 1                              #! ~: unknown key
+  rules-alone:
+    device: press
+    accelerator: 5                        #! ~: should be a text
+    rules: [{name: hot, output: temp.max, above: 1, b: 1}]  #! ~: needs a window; ~[0].b: unknown key
+  long:
+    device: press
+    window: {count: 51, gap_s_max: 0}     #! ~.count: is more than half; ~.gap_s_max: should be greater
+sinks:
+  site: {type: mqtt, url: "http://plc", lanes: [evnt]}  #! ~.url: http://plc: http:// is not; ~.lanes[0]: should be 'gap'
+  plant: {type: mqtt, receiver: a/b}      #! ~.url: is missing; ~.receiver: is no name
+  cloud: {type: http, url: "https://x"}   #! ~.type: should be 'mqtt' or 'https'
+  other: {type: https, url: "ftp://x", recever: y}  #! ~.url: should match; ~.recever: unknown key
+log: {level: loud}                        #! ~.level: should be 'debug'
+"""
+"""What is wrong stands behind its line: the path, and how the message begins. ~ is the path of the first thing in the line."""
+
+
+def _expected(text: str) -> list[str]:
+    lines = {line: path for path, line in reversed(document.read(text).lines.items()) if path}
+    expected = []
+    for number, line in enumerate(text.splitlines(), 1):
+        for problem in line.partition("#! ")[2].split("; "):
+            expected += [f"{number}: {problem.replace('~', document.dotted(lines[number]))}"] if problem else []
+    return expected
+
+
 def test_every_problem_at_once() -> None:
-    """One of each kind in one file; none hides another."""
-    text = (
-        GOOD.replace("site: plant", "sites: plant")
-        .replace("gw-1", "gw/1")
-        .replace("{host: plc.example}", "{hots: x, port: 0}")
-        .replace("address: 0, scale: 0.1", "adress: 0, scale: fast")
-        .replace("{name: force, address: 1}", "{name: temp, address: -1}")
-        .replace("[force, temp]", "[force, tmp, temp, temp]")
-        .replace("step: 16", "step: 65")
-        .replace("temp.max, above: 80", "temp.maximum")
-        .replace("mode: hosted", "mode: none")
-        .replace("[event, result]", "[evnt, result]")
-    )
-    found = _problems(text)
-    assert found["site"] == (1, "is missing", "The site: gateways of one site find each other")
-    assert found["sites"] == (1, "unknown key", "did you mean `site`?")
-    assert found["gateway"][:2] == (2, "should match the pattern '^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$'")
-    assert found["devices.press.options.host"] == (7, "is missing", "Host name")
-    assert found["devices.press.options.hots"] == (7, "unknown key", "did you mean `host`?")
-    assert found["devices.press.options.port"] == (7, "should be greater than or equal to 1", "TCP port")
-    assert found["devices.press.points[0].address"] == (9, "is missing", "Register")
-    assert found["devices.press.points[0].adress"] == (9, "unknown key", "did you mean `address`?")
-    assert found["devices.press.points[0].scale"][:2] == (9, "should be a number")
-    assert found["devices.press.points[1].name"][:2] == (10, "is the name of another point, too")
-    assert found["devices.press.points[1].address"][:2] == (10, "should be greater than or equal to 0")
-    assert found["pipelines.hot.points[0]"][:2] == (14, "is no point of press")
-    assert found["pipelines.hot.points[1]"] == (14, "is no point of press", "did you mean `temp`?")
-    assert found["pipelines.hot.points[3]"][:2] == (14, "stands here twice")
-    assert found["pipelines.hot.window"][0] == 15
-    assert found["pipelines.hot.rules[0]"][:2] == (17, "give above or below (or both)")
-    assert found["pipelines.hot.rules[0].output"] == (17, "is no output of this pipeline", "did you mean `temp.max`?")
-    assert found["sinks.site.url"][:2] == (19, "there is no local broker")
-    assert found["sinks.cloud.lanes[0]"][::2] == (20, "did you mean `event`?")
-    assert len(found) == 19
+    """Every kind of mistake in one file: none hides another, none is said twice, and nothing is said that is not so."""
+    with pytest.raises(ConfigError) as caught:
+        config.load(MANY, SCHEMAS, Path("f.yaml"))
+    said = [f"{problem.line}: {problem.path}: {problem.message}" for problem in caught.value.problems]
+    assert [problem.line for problem in caught.value.problems] == sorted(problem.line for problem in caught.value.problems)
+    for beginning in _expected(MANY):
+        found = [one for one in said if one.startswith(beginning)]
+        assert len(found) == 1, f"{beginning}: {found or said}"
+        said.remove(found[0])
+    assert said == []
+    assert all(problem.hint for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -125,11 +174,33 @@ def test_every_problem_at_once() -> None:
         ("device: press", "device: pres", 13, "pipelines.hot.device", "no device of this name", "did you mean `press`?"),
         ("adapter: meter", "adaptor: meter", 5, "devices.press.adapter", "is missing", "Name of the adapter"),
         ("count: 64", "count: 64, length_s: 5", 15, "pipelines.hot.window", "give exactly one of count and length_s", ""),
-        ("{count: 64, step: 16}", "{length_s: 5, step_s: 6}", 15, "pipelines.hot.window", "step_s goes with length_s", ""),
-        ("{count: 64, step: 16}", "{length_s: 5, step: 1}", 15, "pipelines.hot.window", "step goes with count", ""),
-        ("    window: {count: 64, step: 16}\n", "", 12, "pipelines.hot", "a model and rules need a window", ""),
-        ("above: 80", "above: 80, below: 90", 17, "pipelines.hot.rules[0]", "below (90.0) must be less than above (80.0)", ""),
-        ("above: 80", "above: model", 12, "pipelines.hot", "`above: model` needs a model", ""),
+        (
+            "{count: 64, step: 16}",
+            "{length_s: 5, step_s: 6}",
+            15,
+            "pipelines.hot.window.step_s",
+            "is larger than length_s",
+            "at most 5",
+        ),
+        (
+            "{count: 64, step: 16}",
+            "{length_s: 5, step: 1}",
+            15,
+            "pipelines.hot.window.step",
+            "goes with count",
+            "give `count`, too",
+        ),
+        ("    window: {count: 64, step: 16}\n", "", 15, "pipelines.hot.rules", "needs a window", "give `window: {count: 1}`"),
+        (", above: 80", "", 17, "pipelines.hot.rules[0]", "has no limit", "give above or below (or both): `above: 80`"),
+        (
+            "above: 80",
+            "above: 80, below: 90",
+            17,
+            "pipelines.hot.rules[0].below",
+            "is not less than above",
+            "it must be less than above (80)",
+        ),
+        ("above: 80", "above: model", 17, "pipelines.hot.rules[0].above", "there is no model", "give a number, or"),
         (
             "above: 80",
             "above: modell",
@@ -145,7 +216,12 @@ def test_every_problem_at_once() -> None:
         ("  press:", '  "pr ess":', 5, 'devices["pr ess"]', "is no name", "letters, digits, - and _"),
         ("options: {host: plc.example}", "options: plc", 7, "devices.press.options", "should be a mapping", ""),
         ("broker: {mode: hosted}", "broker:", 3, "broker", "should be a mapping", "leave the key out"),
-        ("type: https", "type: htps", 20, "sinks.cloud", "'htps' is no type; known are 'mqtt', 'https'", ""),
+        ("type: https", "type: htps", 20, "sinks.cloud.type", "should be 'mqtt' or 'https'", "did you mean `https`?"),
+        ("type: https", "type: http", 20, "sinks.cloud.type", "should be 'mqtt' or 'https'", "did you mean `https`?"),
+        (", url: local", "", 19, "sinks.site.url", "is missing", "mqtt://[user:password@]host[:port] or mqtts://..., or `local`"),
+        ("gw-1", "gw/1", 2, "gateway", "is no name", "letters, digits, - and _; starts with a letter or digit; at most 63"),
+        ("name: temp", "name: 9", 9, "devices.press.points[0].name", "should be a text", 'put quotes around it: "9"'),
+        ("name: temp", "name: 9a", 9, "devices.press.points[0].name", "is no name", "letters, digits, _, . and -; starts with"),
         ("type: https, ", "", 20, "sinks.cloud", "has no type", "give `type`"),
         (
             "https://cloud",
@@ -277,6 +353,6 @@ outbox: {journal_rows_max: 1000}
 """
     with pytest.raises(config.ConfigError) as caught:
         config.load(text, Registry())
-    assert [(each.path, each.value) for each in caught.value.problems] == [("pipelines.big.window.count", "600")]
+    assert [(each.path, each.value) for each in caught.value.problems] == [("pipelines.big.window.count", 600)]
     assert "1200" in caught.value.problems[0].hint
     config.load(text.replace("1000", "1200"), Registry())

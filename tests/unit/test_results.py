@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from edge_runtime import config
-from edge_runtime.inference.model import Inference
 from edge_runtime.pipeline import results, saved
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.saved import Era, Saved
 from edge_runtime.pipeline.windowing import State, Window
-from edge_runtime.records import Draft, Lane, Result, Sample, Stamp
+from edge_runtime.records import Draft, Inference, Lane, Result, Sample, Stamp
 
 
 def stamp(mono_ns: int, boot: str = "boot") -> Stamp:

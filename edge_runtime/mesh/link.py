@@ -1,0 +1,134 @@
+"""The gateway's one connection to the site's broker, for presence and tasks (runs). Who wants to hear a kind of message says so
+here; nobody else of the mesh knows the topics of incoming messages.
+
+    link = Link("plant-1", "gateway-1", instance, log)
+    link.on("load", presence.on_load)          # (gateway that the topic names, message)
+    link.joined.append(presence.say_birth)     # awaited on every new connection, before anything else is read
+    await link.serve(connection, home)         # until the connection is lost: raises BrokerError
+
+A handler decides quickly and never waits. What is no message of ours (it raises BadMessage) is counted and hurts nobody.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+
+from edge_runtime.bus import topics
+from edge_runtime.bus.messages import BadMessage
+from edge_runtime.ports import Address, BrokerError, Connection, Message
+
+Kind = Literal["status", "load", "task", "reply", "brokers"]
+Handler = Callable[[str, Message], None]
+
+SENDERS_MAX = 1_000
+"""Of bad messages, by who sent them: beyond it they are counted together."""
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Where the site's broker is now."""
+
+    address: Address
+    """For this gateway to connect to."""
+    host: str = ""
+    """Name of the gateway that hosts it; "": nobody of the site does (broker.mode external)."""
+    run: str = ""
+    """Of the broker: new with each start that we know of; see presence.Birth."""
+
+
+class Link:
+    """See the module's text. `send` may be called by everybody, at any time."""
+
+    def __init__(self, site: str, gateway: str, instance: str, log: Any) -> None:
+        self.site, self.gateway, self.instance = site, gateway, instance
+        self.joined: list[Callable[[], Awaitable[None]]] = []
+        self.home: Home | None = None
+        """Set while there is a connection."""
+        self.bad: Counter[str] = Counter()
+        """Messages that were none, by the gateway that their topic names ("..." : all that are too many to name)."""
+        self._log = log
+        self._connection: Connection | None = None
+        self._handlers: dict[str, Handler] = {}
+        self._loads: dict[str, None] = {}
+
+    def on(self, kind: Kind, handler: Handler) -> None:
+        self._handlers[kind] = handler
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def send(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
+        """Raises BrokerError, also when there is no connection now."""
+        if self._connection is None:
+            raise BrokerError("there is no connection to the site's broker now", "see `edge-runtime mesh`")
+        await self._connection.publish(topic, payload, qos=qos, retain=retain)
+
+    async def serve(self, connection: Connection, home: Home) -> None:
+        """Until the connection is lost: raises BrokerError."""
+        try:
+            await connection.subscribe(*self._filters(), qos=1)
+            self._connection, self.home = connection, home
+            for join in self.joined:
+                await join()
+            while True:
+                message = await connection.receive()
+                connection.acknowledge(message)
+                self._take(message)
+        finally:
+            self._connection, self.home = None, None
+
+    async def listen_to(self, gateways: list[str]) -> None:
+        """Whose heartbeats are heard. Raises BrokerError when the connection is lost: on the next one it is done again."""
+        wanted = dict.fromkeys(gateways)
+        more = [self._load(each) for each in wanted if each not in self._loads]
+        less = [self._load(each) for each in self._loads if each not in wanted]
+        self._loads = wanted
+        if self._connection is None:
+            return
+        if more:
+            await self._connection.subscribe(*more, qos=0)
+        if less:
+            await self._connection.unsubscribe(*less)
+
+    def _filters(self) -> list[str]:
+        site, me = self.site, self.gateway
+        return [
+            topics.gateway(site, "+", "status"),
+            topics.brokers(site),
+            topics.gateway(site, me, "task", "+"),
+            topics.gateway(site, me, "reply", "+"),
+            # Of our own name: another gateway may have it too.
+            self._load(me),
+            *(self._load(each) for each in self._loads if each != me),
+        ]
+
+    def _load(self, gateway: str) -> str:
+        return topics.gateway(self.site, gateway, "load")
+
+    def _take(self, message: Message) -> None:
+        if message.topic == topics.brokers(self.site):
+            kind, sender = "brokers", ""
+        else:
+            parsed = topics.parse(message.topic)
+            if parsed is None:
+                return
+            _, gateway, rest = parsed
+            kind, sender = rest[0], rest[1] if len(rest) == 2 else gateway
+        handler = self._handlers.get(kind)
+        if handler is None:
+            return
+        try:
+            handler(sender, message)
+        except BadMessage as error:
+            self.note_bad(sender, error)
+
+    def note_bad(self, sender: str, error: BadMessage) -> None:
+        """Logged once for each sender: one that sends garbage a thousand times a second must not fill the disk."""
+        name = sender if sender in self.bad or len(self.bad) < SENDERS_MAX else "..."
+        if name not in self.bad:
+            self._log.warning("bad_message", sender=sender, cause=error.cause, hint=error.hint)
+        self.bad[name] += 1
