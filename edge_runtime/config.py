@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edge_runtime import crosschecks, document
 from edge_runtime.adapter import Adapter
 from edge_runtime.document import DocumentError, Problem
-from edge_runtime.records import Privacy
+from edge_runtime.records import LANES, Lane, Privacy
 
 Name = Annotated[str, Field(pattern=document.NAME)]
 """Names stand in MQTT topics and file names: letters, digits, - and _."""
@@ -61,7 +61,7 @@ class Mesh(Section):
         description="Where brokers of the site's gateways may be: host or host:port",
         examples=[["10.0.0.2", "10.0.0.3:1884"]],
     )
-    rank: int = Field(100, ge=0, le=1_000, description="broker.mode auto: the lowest rank hosts, of equal ones the first name")
+    rank: int = Field(100, ge=1, le=1_000, description="broker.mode auto: the lowest rank hosts, of equal ones the first name")
     may_host: bool = Field(True, description="broker.mode auto: may this gateway host the broker?")
     accept_tasks: bool = Field(True, description="Compute windows for others?")
     offers: list[str] = Field(
@@ -147,7 +147,7 @@ class Pipeline(Section):
     rules: list[Rule] = Field(default_factory=list, description="Events to raise and clear")
     privacy: Privacy = Field(
         Privacy.CLOUD,
-        description="How far its samples, windows and results may go: gateway (they stay on it), site (peers and sinks of the site), "
+        description="How far its samples, windows and results may go: gateway (they stay on it), site (its peers and sinks), "
         "cloud (anywhere)",
     )
     deadline_s: Seconds = Field(2.0, description="With `mesh`: a window that a peer has not computed by then is computed here")
@@ -176,6 +176,11 @@ class MqttSink(Section):
     )
     batch_records_max: int = Field(500, ge=1, le=10_000, description="Most records in a batch")
     timeout_s: Seconds = Field(5.0, description="Without a receipt (or PUBACK) for this long the far end counts as away")
+    reach: Literal["site", "cloud"] | None = Field(
+        None,
+        description="How far records go from there: site (they stay in the plant), cloud (anywhere); default: site for `local`, "
+        "else cloud. See `privacy` of a pipeline",
+    )
     ca_file: str = Field("", description="CA certificate for mqtts")
     cert_file: str = Field("", description="Client certificate for mqtts")
     key_file: str = Field("", description="Client key for mqtts")
@@ -196,10 +201,28 @@ class HttpsSink(Section):
     )
     batch_records_max: int = Field(500, ge=1, le=10_000, description="Most records in a batch")
     timeout_s: Seconds = Field(5.0, description="A request that takes longer is given up and sent again")
+    reach: Literal["site", "cloud"] | None = Field(
+        None,
+        description="How far records go from there: site (the server is in the plant, and keeps them there), cloud (anywhere; "
+        "the default). See `privacy` of a pipeline",
+    )
     ca_file: str = Field("", description="CA certificate to trust (default: the system's)")
 
 
 AnySink = Annotated[MqttSink | HttpsSink, Field(discriminator="type")]
+
+
+def reach(sink: AnySink) -> Privacy:
+    """SITE or CLOUD. The site's own broker is in the site; of any other far end somebody has to say so."""
+    if sink.reach is not None:
+        return Privacy(sink.reach)
+    return Privacy.SITE if sink.type == "mqtt" and sink.url == "local" else Privacy.CLOUD
+
+
+def lanes(sink: AnySink) -> list[Lane]:
+    """What it takes of what it may have. Nothing of the class `gateway`, wherever it is."""
+    may_have = (Privacy.CLOUD, Privacy.SITE) if reach(sink) is Privacy.SITE else (Privacy.CLOUD,)
+    return [lane for lane in LANES if lane.kind in sink.lanes and lane.privacy in may_have]
 
 
 class Outbox(Section):

@@ -30,7 +30,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
     for name in _mapping(doc.at(("pipelines",))):
         found += _pipeline(doc, ("pipelines", name))
         found += _rules(doc, ("pipelines", name))
-        found += _window(doc, ("pipelines", name, "window"))
+        found += _window(doc, ("pipelines", name))
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
     return found + list(_brokers(doc))
 
@@ -75,9 +75,6 @@ def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
     points = [point for point in wanted if isinstance(point, str)] or declared
     if points and doc.at((*here, "model")) is None:
         yield from _statistics(doc, here, points)
-    needs = "model" if doc.at((*here, "model")) is not None else "rules"
-    if doc.at((*here, "window")) is None and doc.at((*here, needs)):
-        yield doc.problem((*here, needs), "needs a window", hint="give `window: {count: 1}` for every sample by itself")
 
 
 def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Problem]:
@@ -90,10 +87,15 @@ def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Proble
             yield doc.problem((*here, "rules", number, "output"), "is no output of this pipeline", value=output, hint=hint)
 
 
-def _window(doc: Document, here: Path) -> Iterator[Problem]:
-    """By count or by time, and no sample between two windows."""
-    given = {key for key, value in _mapping(doc.at(here)).items() if value is not None}
-    if isinstance(doc.at(here), dict) and len(given & {"count", "length_s"}) != 1:
+def _window(doc: Document, pipeline: Path) -> Iterator[Problem]:
+    """It is there where it is needed, by count or by time, and no sample is between two windows."""
+    here, window = (*pipeline, "window"), doc.at((*pipeline, "window"))
+    needs = "model" if doc.at((*pipeline, "model")) is not None else "rules"
+    if window is None and doc.at((*pipeline, needs)):
+        hint = "give `window: {count: 1}` for every sample by itself"
+        yield doc.problem((*pipeline, needs), "needs a window", hint=hint)
+    given = {key for key, value in _mapping(window).items() if value is not None}
+    if isinstance(window, dict) and len(given & {"count", "length_s"}) != 1:
         hint = "`count: 64` takes 64 samples, `length_s: 10` those of ten seconds"
         yield doc.problem(here, "give exactly one of count and length_s", hint=hint)
     for length, step in (("count", "step"), ("length_s", "step_s")):

@@ -1,69 +1,37 @@
 """The composition root: builds every object of a gateway once, runs them, and stops them in the order in which data flows.
 
     sources -> (input journal) -> pipelines -> outbox -> deliveries -> sinks
+                                      |
+                                    mesh: other gateways
 
-Start: disk, deliveries, pipelines, sources: nobody speaks before somebody listens. Stop: the other way round, so that what was
-accepted is on the disk and, if the far ends take it in time, delivered. Only the disk is waited for: a broker, a model, a sink or
-a device that does not work is shown, tried again, and holds up nobody else.
+Start: disk, mesh, deliveries, pipelines, sources: nobody speaks before somebody listens. Stop: the other way round, so that what
+was accepted is on the disk and, if the far ends take it in time, delivered. Only the disk is waited for: a broker, a model, a
+sink, a device or a peer that does not work is shown, tried again, and holds up nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edge_runtime import config
-from edge_runtime.adapter import Adapter, Context
-from edge_runtime.inference.model import Model, open_model
-from edge_runtime.outbox.database import PAGE_BYTES
+from edge_runtime.building import Builder
+from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
-from edge_runtime.outbox.file import OutboxFile
-from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
-from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Disk, Host, Receipt, Sink, SinkError, Worker
-from edge_runtime.records import Lane, Record, Sample
-from edge_runtime.sources.reporting import Reporter
-from edge_runtime.sources.supervisor import Lines, Source
+from edge_runtime.ports import Address, BrokerError
+from edge_runtime.saying import told
+from edge_runtime.sources.supervisor import Source
+from edge_runtime.world import World
 
 RESTART_S_MIN, RESTART_S_MAX = 1.0, 30.0
 """Wait before a service that failed unexpectedly, or a broker that does not start, is started again."""
 
 STOP_S_MAX = 5.0
 """Of a clean stop: for sources to end, then for pipelines to finish what has come in, then for the disk to take the rest."""
-
-WAL_SHARE = 8
-"""One part in so many of the outbox's cap is for the WAL."""
-
-
-class MakeSink(Protocol):
-    def __call__(
-        self, name: str, settings: config.AnySink, *, site: str, gateway: str, bus: Bus, new_worker: Callable[[], Worker],
-        local: Address | None, resolve: Callable[[str], Path],
-    ) -> Sink: ...  # fmt: skip
-
-
-OpenModel = Callable[..., Awaitable[Model]]
-"""inference.model.open_model, or one like it."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Everything outside the process, behind ports. cli/run.py makes the real one, testing/ a seeded one."""
-
-    clock: Clock
-    dice: Dice
-    bus: Bus
-    adapters: Mapping[str, type[Adapter]]
-    new_worker: Callable[[str], Worker]
-    new_disk: Callable[[int], Disk]
-    make_sink: MakeSink
-    new_host: Callable[[config.Broker, Path], Host]
-    local_address: Callable[[str], Address]
-    log: Any
-    open_model: OpenModel = open_model
 
 
 @dataclass(frozen=True)
@@ -86,12 +54,13 @@ class Gateway:
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     broker: BrokerState = field(default_factory=BrokerState)
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         self._stopping = asyncio.Event()
         self._log = self.world.log.bind(gateway=self.settings.gateway)
-        self._lines = Lines()
-        self.store = self._build_store()
+        self._builder = Builder(self.settings, self.folder, self.world, self._log)
+        self.store = self._builder.store()
         self.started = asyncio.Event()
 
     def stop(self) -> None:
@@ -117,15 +86,17 @@ class Gateway:
 
     async def _open(self) -> None:
         """Waits for the disk."""
-        await self.store.open(self._sink_lanes(), self._pipeline_devices(), self._unconfirmed_sinks())
+        builder = self._builder
+        await self.store.open(builder.sink_lanes, builder.pipeline_devices, builder.unconfirmed_sinks)
         self._build()
         for pipeline in self.pipelines.values():
             await pipeline.prepare()
 
     def _start(self, services: list[list[asyncio.Task[None]]]) -> list[asyncio.Task[None]]:
         """Every service, in groups in the order in which they are needed; returns those that bring samples."""
-        hosted = self.settings.broker.mode == "hosted"
+        hosted = self.settings.broker.mode == "hosted" and not self.mesh
         services.append([self._keep("broker", self._host_broker)] if hosted else [])
+        services.append([self._keep(name, service) for name, service in self.mesh.services.items()] if self.mesh else [])
         services.append([self._keep(f"delivery {name}", delivery.run) for name, delivery in self.deliveries.items()])
         services.append([self._keep(f"pipeline {name}", pipeline.run) for name, pipeline in self.pipelines.items()])
         services.append([self._keep(f"source {name}", source.run) for name, source in self.sources.items()])
@@ -155,6 +126,43 @@ class Gateway:
             self._log.error("outbox_not_closed", cause=state.cause or "the disk does not answer", hint=state.hint)
         self._log.info("gateway_stopped", undelivered=undelivered)
 
+    def _build(self) -> None:
+        builder, settings = self._builder, self.settings
+        self.mesh = builder.mesh(self._undelivered, self._model_names) if settings.mesh else None
+        adapters = {name: builder.adapter(name) for name in settings.devices}
+        self.deliveries = {name: builder.delivery(name, self.store, self._local_broker()) for name in settings.sinks}
+        self.pipelines = {
+            name: builder.pipeline(name, adapters[pipeline.device], self.store, self.mesh)
+            for name, pipeline in settings.pipelines.items()
+        }
+        for name, adapter in adapters.items():
+            takers = [pipeline for pipeline in self.pipelines.values() if pipeline.device == name]
+            if takers:
+                self.sources[name] = builder.source(name, adapter, takers, self.store)
+            else:  # its messages would be acknowledged, and thrown away
+                self._log.warning("device_not_read", device=name, hint="no pipeline takes it: add one")
+
+    def _local_broker(self) -> Callable[[], Address] | None:
+        """Where the local broker is, for the sinks."""
+        if self.mesh:
+            return self.mesh.local
+        if self.settings.broker.mode == "none":
+            return None
+        address = self.world.local_address(self.settings.broker.url)
+        return lambda: address
+
+    def _undelivered(self) -> int:
+        """Records that wait for the sink that is furthest behind."""
+        return max((sum(delivery.depth().values()) for delivery in self.deliveries.values()), default=0)
+
+    def _model_names(self) -> list[str]:
+        """Of the models that the pipelines use now."""
+        return [name for pipeline in self.pipelines.values() if (name := pipeline.model_name)]
+
+    @property
+    def data_dir(self) -> Path:
+        return self._builder.data_dir
+
     # --- services ---
 
     def _keep(self, name: str, service: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -169,9 +177,7 @@ class Gateway:
                 except Exception as error:  # noqa: BLE001 - a supervisor: one service's bug must not stop the others
                     if clock() - began_s > RESTART_S_MAX:
                         wait_s = RESTART_S_MIN
-                    self._log.exception(
-                        "service_failed", service=name, error=f"{type(error).__name__}: {error}", again_in_s=wait_s
-                    )
+                    self._log.exception("service_failed", service=name, error=told(error), again_in_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RESTART_S_MAX)
 
@@ -211,154 +217,6 @@ class Gateway:
             self.broker = BrokerState()
         finally:
             await host.stop()
-
-    # --- building ---
-
-    def _build(self) -> None:
-        settings = self.settings
-        local = self.world.local_address(settings.broker.url) if settings.broker.mode != "none" else None
-        adapters = {name: self._build_adapter(name, device) for name, device in settings.devices.items()}
-        self.deliveries = {name: self._build_delivery(name, sink, local) for name, sink in settings.sinks.items()}
-        self.pipelines = {
-            name: self._build_pipeline(name, pipeline, adapters[pipeline.device]) for name, pipeline in settings.pipelines.items()
-        }
-        for name, device in settings.devices.items():
-            takers = [pipeline for pipeline in self.pipelines.values() if pipeline.device == name]
-            if takers:
-                self.sources[name] = self._build_source(name, device, adapters[name], takers)
-            else:  # its messages would be acknowledged, and thrown away
-                self._log.warning("device_not_read", device=name, hint="no pipeline takes it: add one")
-
-    def _build_store(self) -> Store:
-        outbox, world = self.settings.outbox, self.world
-        wal_pages = max(16, min(1000, outbox.size_bytes_max // WAL_SHARE // PAGE_BYTES))
-        file = OutboxFile(
-            world.new_disk(wal_pages),
-            self.data_dir / outbox.file,
-            world.clock,
-            size_bytes_max=outbox.size_bytes_max,
-            wal_bytes=2 * wal_pages * PAGE_BYTES,
-        )
-        return Store(
-            file,
-            journal_rows_max=outbox.journal_rows_max,
-            writer=world.new_worker("outbox-writer"),
-            reader=world.new_worker("outbox-reader"),
-            dice=world.dice,
-            log=self._log,
-        )
-
-    def _build_delivery(self, name: str, settings: config.AnySink, local: Address | None) -> Delivery:
-        world = self.world
-        try:
-            sink = world.make_sink(
-                name,
-                settings,
-                site=self.settings.site,
-                gateway=self.settings.gateway,
-                bus=world.bus,
-                new_worker=lambda: world.new_worker(f"sink-{name}"),
-                local=local,
-                resolve=self._resolve,
-            )
-        except SinkError as error:
-            sink = _Unmade(error)
-        lanes = self._sink_lanes()[name]
-        return Delivery(
-            name, sink, lanes, self.store, batch_records_max=settings.batch_records_max, dice=world.dice, log=self._log
-        )
-
-    def _build_pipeline(self, name: str, settings: config.Pipeline, adapter: Adapter) -> Pipeline:
-        points = adapter.context.points
-        return Pipeline(
-            name,
-            settings,
-            [point.name for point in points],
-            journaled=adapter.redelivers,
-            open_model=lambda: self._open_model(name, settings),
-            store=self.store,
-            reporter=Reporter(points),
-            dice=self.world.dice,
-            log=self._log,
-            identity=f"{self.settings.site}/{self.settings.gateway}",
-        )
-
-    async def _open_model(self, name: str, settings: config.Pipeline) -> Model | None:
-        if settings.model is None:
-            return None
-        folders = [self._resolve(self.settings.models_dir)]
-        world = self.world
-        return await world.open_model(
-            settings.model, folders, settings.engine, settings.accelerator, lambda: world.new_worker(f"model-{name}"), world.clock
-        )
-
-    def _build_adapter(self, name: str, device: config.Device) -> Adapter:
-        schema = self.world.adapters[device.adapter]
-        options = schema.Options.model_validate(device.options)
-        return schema(
-            Context(
-                device=name,
-                options=options,
-                points=tuple(schema.Point.model_validate(point) for point in device.points),
-                clock=self.world.clock,
-                dice=self.world.dice,
-                line=self._lines.get(schema.line(name, options)),
-                bus=self.world.bus,
-                log=self._log,
-                resolve=self._resolve,
-            )
-        )
-
-    def _build_source(self, name: str, device: config.Device, adapter: Adapter, takers: Sequence[Pipeline]) -> Source:
-        async def offer(samples: Sequence[Sample]) -> None:
-            for pipeline in takers:
-                pipeline.offer(samples)
-
-        async def journal(samples: Sequence[Sample]) -> None:
-            await self.store.journal(name, samples)
-
-        async def unreachable(samples: Sequence[Sample]) -> None:
-            for pipeline in takers:
-                pipeline.note_lost(samples)
-
-        return Source(adapter, device, journal if adapter.redelivers else offer, unreachable)
-
-    # --- what the configuration says ---
-
-    @property
-    def data_dir(self) -> Path:
-        return self._resolve(self.settings.data_dir)
-
-    def _resolve(self, name: str) -> Path:
-        return self.folder / name
-
-    def _sink_lanes(self) -> dict[str, list[Lane]]:
-        return {name: [Lane(lane) for lane in sink.lanes] for name, sink in self.settings.sinks.items()}
-
-    def _unconfirmed_sinks(self) -> list[str]:
-        """To the broker only."""
-        return [name for name, sink in self.settings.sinks.items() if sink.type == "mqtt" and not sink.receiver]
-
-    def _pipeline_devices(self) -> dict[str, str]:
-        return {name: pipeline.device for name, pipeline in self.settings.pipelines.items()}
-
-
-class _Unmade:
-    """In the place of a sink whose settings cannot work: it is away for good and says why; the others go on."""
-
-    confirms = False
-
-    def __init__(self, error: SinkError) -> None:
-        self._error = error
-
-    async def open(self, epochs: Sequence[str]) -> Receipt:
-        raise self._error
-
-    async def send(self, records: Sequence[Record]) -> Receipt:
-        raise self._error
-
-    async def close(self) -> None:
-        return
 
 
 async def _within(limit_s: float, waits: Sequence[Awaitable[None]]) -> None:

@@ -144,6 +144,11 @@ class Connection(Protocol):
         messages that they have to be received first, it returns before the answer, and a refusal ends the connection."""
         ...
 
+    async def unsubscribe(self, *filters: str) -> None:
+        """Returns when nothing more comes for these filters than what had come in already (or, as `subscribe`, before that). One
+        that was never subscribed is no error. Raises BrokerError when the connection is lost, or for what is no filter."""
+        ...
+
     async def receive(self) -> Message:
         """The next message; may be cancelled without losing one. Raises BrokerError when the connection is lost and
         everything that had come in before was handed out."""

@@ -52,17 +52,53 @@ class Sample(msgspec.Struct, frozen=True):
     row: int = 0
 
 
+class Privacy(StrEnum):
+    """How far what a pipeline sees and finds may travel."""
+
+    GATEWAY = "gateway"
+    SITE = "site"
+    CLOUD = "cloud"
+
+
 class Lane(StrEnum):
-    """Priority class of the outbox, most urgent first. What must go when the disk is full goes from the last one up."""
+    """Kind and privacy class of records in the outbox, most urgent first. What must go when the disk is full goes from the last
+    one up.
+
+    A class has lanes of its own, with seqs of their own: a sink that may not have a class does not take its lanes, so nothing
+    of it is read for that sink, passed over or missing. The lane is part of a record's id: what a class was when a record was
+    accepted binds it for ever. A gap record holds no values and goes everywhere.
+    """
 
     GAP = "gap"
     EVENT = "event"
+    EVENT_SITE = "event_site"
+    EVENT_GATEWAY = "event_gateway"
     RESULT = "result"
+    RESULT_SITE = "result_site"
+    RESULT_GATEWAY = "result_gateway"
     SAMPLE = "sample"
+    SAMPLE_SITE = "sample_site"
+    SAMPLE_GATEWAY = "sample_gateway"
+
+    @property
+    def kind(self) -> Lane:
+        """gap, event, result or sample: the lane of its kind that may go anywhere."""
+        return Lane(self.value.partition("_")[0])
+
+    @property
+    def privacy(self) -> Privacy:
+        return Privacy(self.value.partition("_")[2] or Privacy.CLOUD)
+
+    def of(self, privacy: Privacy) -> Lane:
+        """Lane.RESULT.of(Privacy.SITE) is Lane.RESULT_SITE."""
+        return self.kind if privacy is Privacy.CLOUD else Lane(f"{self.kind.value}_{privacy.value}")
 
 
 LANES = tuple(Lane)
 """In order of priority, most urgent first."""
+
+KINDS = tuple(lane for lane in LANES if lane is lane.kind)
+"""What a record may be, whatever its class: gap, event, result, sample."""
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -109,14 +145,6 @@ class Inference(msgspec.Struct, frozen=True):
     """Of the artefact that computed it: after a stuck accelerator another one may do."""
 
 
-class Privacy(StrEnum):
-    """How far what a pipeline sees and finds may travel."""
-
-    GATEWAY = "gateway"
-    SITE = "site"
-    CLOUD = "cloud"
-
-
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What a pipeline made of one window. `id` depends on the window and the model only. `fault` says why there are no
     outputs, where the model could not compute this window."""
@@ -135,6 +163,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outputs: dict[str, float]
     fault: str = ""
     alarms: tuple[str, ...] = ()
+    placed: str = ""
+    """Where gateways share work: who computed it, and why there."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

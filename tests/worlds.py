@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from edge_runtime.config import AnySink, Broker, Config
-from edge_runtime.gateway import Gateway, World
+from edge_runtime.gateway import Gateway
 from edge_runtime.outbox.database import FileDisk
 from edge_runtime.ports import Address, BrokerError, Disk, Host, SinkError
 from edge_runtime.records import Lane
@@ -21,6 +21,7 @@ from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, Vi
 from edge_runtime.testing.mailbox import Mailbox
 from edge_runtime.testing.model import FakeModels
 from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
+from edge_runtime.world import World
 
 T = TypeVar("T")
 

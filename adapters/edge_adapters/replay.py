@@ -191,7 +191,8 @@ def _index(column: str | int, header: list[str], path: Path) -> int:
     names = [name.strip() for name in header]
     if column in names:
         return names.index(str(column))
-    raise Unusable(f"{path} has no column {column!r}", f"it has {', '.join(names[:20])}")
+    # Its names are not told: of a file without a header line they are values, and this goes to the log.
+    raise Unusable(f"{path} has no column {column!r}", f"it has {len(names)}, see its first line: the names stand there")
 
 
 def _number(cell: str) -> Value:

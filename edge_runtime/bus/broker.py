@@ -103,7 +103,7 @@ class PahoConnection:
         self._window = asyncio.Semaphore(PUBLISH_INFLIGHT_MAX)
         self._published: dict[int, asyncio.Future[None]] = {}
         self._subscribed: dict[int, tuple[tuple[str, ...], asyncio.Future[list[str]]]] = {}
-        """mid -> the filters, and those of them that are refused."""
+        """mid of a subscribe or unsubscribe -> the filters, and those of them that are refused."""
         self._silent = self._quiet = 0
         self._client = self._build(address, will)
         self._tick_s = (address.keepalive_s or NEVER_S) / TICKS
@@ -130,6 +130,7 @@ class PahoConnection:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_subscribe
         client.connect(address.host, address.port, address.keepalive_s)
         return client
 
@@ -155,19 +156,14 @@ class PahoConnection:
             await future  # _on_publish gives the place in the window back
 
     async def subscribe(self, *filters: str, qos: int = 1) -> None:
-        self._check()
-        bad = [each for each in filters if not _is_filter(each)]
-        if bad:
-            raise BrokerError(f"not a topic filter: {', '.join(map(repr, bad))}", "+ stands alone in a level, # in the last one")
-        _, mid = self._client.subscribe([(each, qos) for each in filters])
-        if mid is None:
-            raise BrokerError(f"{self._where}: not connected")
-        future: asyncio.Future[list[str]] = self._loop.create_future()
-        self._subscribed[mid] = (filters, future)
-        self._line.resume()
-        refused = await future
+        self._check_filters(filters)
+        refused = await self._answer(filters, self._client.subscribe([(each, qos) for each in filters])[1])
         if refused:
-            raise self._refusal(refused)
+            raise BrokerError(f"{self._where}: subscription refused: {', '.join(refused)}", _REFUSED_HINT)
+
+    async def unsubscribe(self, *filters: str) -> None:
+        self._check_filters(filters)
+        await self._answer((), self._client.unsubscribe(list(filters))[1])
 
     async def receive(self) -> Message:
         while not self._inbox:
@@ -301,8 +297,20 @@ class PahoConnection:
         full = len(self._inbox) >= RECEIVE_MAX or self._inbox_bytes >= RECEIVE_BYTES_MAX
         return full and not self._published
 
-    def _refusal(self, filters: list[str]) -> BrokerError:
-        return BrokerError(f"{self._where}: subscription refused: {', '.join(filters)}", _REFUSED_HINT)
+    def _check_filters(self, filters: tuple[str, ...]) -> None:
+        self._check()
+        bad = [each for each in filters if not _is_filter(each)]
+        if bad:
+            raise BrokerError(f"not a topic filter: {', '.join(map(repr, bad))}", "+ stands alone in a level, # in the last one")
+
+    async def _answer(self, filters: tuple[str, ...], mid: int | None) -> list[str]:
+        """The broker's answer to a subscribe or unsubscribe: the filters that it refuses."""
+        if mid is None:
+            raise BrokerError(f"{self._where}: not connected")
+        future: asyncio.Future[list[str]] = self._loop.create_future()
+        self._subscribed[mid] = (filters, future)
+        self._line.resume()
+        return await future
 
     def _check(self) -> None:
         if self._lost is not None:

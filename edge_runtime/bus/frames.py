@@ -2,8 +2,9 @@
 
     b"ET1"  kind (1 byte)  length of the header (4 bytes, big endian)  header (MessagePack)  tensor (little endian, C order)
 
-The header is checked against its type, the tensor against what the header says of it. Deadlines are remaining time, never
-instants: the clocks of two gateways may be years apart. `auth` is the place of an authenticator over all that stands before it.
+The header is checked against its type, the tensor against what the header says of it; a key that a reader does not know is
+passed over. Deadlines are remaining time, never instants: the clocks of two gateways may be years apart. `auth` is the place of
+an authenticator over all that stands before it.
 
 | frame  | topic               | how   |
 |--------|---------------------|-------|
@@ -27,15 +28,30 @@ from edge_runtime.records import Inference, Privacy, Tensor
 MAGIC = b"ET1"
 TASK_BYTES_MAX = 4 * 2**20
 """Of a whole frame. A larger window stays where it is."""
-HEADER_BYTES_MAX = 16 * 2**10
+HEADER_BYTES_MAX = 64 * 2**10
+"""About 3,000 outputs of a model."""
 DIMENSIONS_MAX = 8
-DEADLINE_S_MAX = 3_600.0
+TEXT_CHARS_MAX = 1_000
+"""Of a name, a cause, a hint."""
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 _PREFIX = struct.Struct(">3scI")
 
 Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
+Dimension = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+class BadFrame(BadMessage):
+    """Why a frame was not taken. `id` and `instance` are its own, where they can be read: then its sender can be told."""
+
+    def __init__(self, cause: str, hint: str, *, oversized: bool = False, of: _Who | None = None) -> None:
+        super().__init__(cause, hint)
+        self.oversized = oversized
+        self.id = of.id if of else ""
+        self.instance = of.instance if of else ""
 
 
 class Verdict(StrEnum):
@@ -45,8 +61,7 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     """Not begun; another gateway may take it."""
     FAILED = "failed"
-    """Begun, and the model could not compute it."""
-    CANCELLED = "cancelled"
+    """The model could not compute it."""
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -55,11 +70,11 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     id: Word
     instance: Word
     """Of the sender: which of its lives."""
-    model: str
+    model: Text
     """name@version"""
     remaining_ns: Nanoseconds
     """Until nobody wants the answer any more, from when the frame was sent."""
-    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    priority: Priority = 5
     """Higher goes first."""
     privacy: Privacy = Privacy.SITE
     tensor: Tensor
@@ -82,8 +97,9 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Of the asker, as it stood in the task: an answer to an earlier life is no answer."""
     verdict: Verdict
     inference: Inference | None = None
-    cause: str = ""
-    hint: str = ""
+    """done, and only then; every number in it is finite."""
+    cause: Text = ""
+    hint: Text = ""
     retry_ns: Nanoseconds = 0
     """refused: when it is worth asking again; 0: never."""
     queue_ns: Nanoseconds = 0
@@ -97,66 +113,90 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class _TaskHeader(msgspec.Struct, omit_defaults=True):
     id: Word
     instance: Word
-    model: str
+    model: Text
     remaining_ns: Nanoseconds
-    priority: Annotated[int, msgspec.Meta(ge=0, le=9)]
+    priority: Priority
     privacy: Privacy
     dtype: str
-    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=DIMENSIONS_MAX)]
+    shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=DIMENSIONS_MAX)]
     auth: bytes = b""
+
+
+class _Who(msgspec.Struct):
+    id: Word
+    instance: Word
 
 
 _pack = msgspec.msgpack.Encoder().encode
 _task = msgspec.msgpack.Decoder(_TaskHeader)
 _cancel = msgspec.msgpack.Decoder(Cancel)
 _reply = msgspec.msgpack.Decoder(Reply)
+_who = msgspec.msgpack.Decoder(_Who)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""RecursionError: of arrays in arrays, under a key that no reader knows."""
 
 
 def pack(frame: Task | Cancel | Reply) -> bytes:
-    """Raises BadMessage for a tensor that is too large or is not what it says."""
-    if isinstance(frame, Task):
-        tensor = frame.tensor
-        header = _pack(
-            _TaskHeader(
-                frame.id, frame.instance, frame.model, frame.remaining_ns, frame.priority, frame.privacy,
-                tensor.dtype, tensor.shape, frame.auth,
-            )
-        )  # fmt: skip
-        _check_tensor(tensor.dtype, tensor.shape, len(tensor.data))
-        if len(header) + len(tensor.data) + _PREFIX.size > TASK_BYTES_MAX:
-            raise BadMessage(f"task: {len(tensor.data)} bytes, at most {TASK_BYTES_MAX} travel", "this window stays here")
-        return b"".join((_PREFIX.pack(MAGIC, b"T", len(header)), header, tensor.data))
-    header = _pack(frame)
-    return _PREFIX.pack(MAGIC, b"R" if isinstance(frame, Reply) else b"C", len(header)) + header
+    """Raises BadFrame for what the other side would not take: a tensor that is too large or is not what it says, too many
+    outputs."""
+    if not isinstance(frame, Task):
+        return _framed(b"C" if isinstance(frame, Cancel) else b"R", _pack(frame), b"")
+    tensor = frame.tensor
+    _check_tensor(frame, tensor.dtype, tensor.shape, len(tensor.data))
+    header = _TaskHeader(
+        frame.id, frame.instance, frame.model, frame.remaining_ns, frame.priority, frame.privacy,
+        tensor.dtype, tensor.shape, frame.auth,
+    )  # fmt: skip
+    return _framed(b"T", _pack(header), tensor.data)
 
 
 def unpack(payload: bytes) -> Task | Cancel | Reply:
-    """Raises BadMessage, naming what is wrong. The tensor's data is a view into the payload."""
-    if len(payload) > TASK_BYTES_MAX:
-        raise BadMessage(f"frame: {len(payload)} bytes, at most {TASK_BYTES_MAX} are taken", "smaller windows")
+    """Raises BadFrame, naming what is wrong, and nothing else. The tensor's data is a view into the payload."""
     if len(payload) < _PREFIX.size or payload[:3] != MAGIC:
-        raise BadMessage("frame: does not begin with ET1", "who else publishes there?")
+        raise BadFrame("frame: does not begin with ET1", "who else publishes there?")
     _, kind, length = _PREFIX.unpack_from(payload)
     body = _PREFIX.size + length
     if length > HEADER_BYTES_MAX or body > len(payload):
-        raise BadMessage(f"frame: a header of {length} bytes in {len(payload)}", "it was damaged, or is none of ours")
-    header, rest = memoryview(payload)[_PREFIX.size : body], memoryview(payload)[body:]
+        raise BadFrame(f"frame: a header of {length} bytes in {len(payload)}", "it was damaged, or is none of ours")
+    view = memoryview(payload)
+    header = view[_PREFIX.size : body]
+    if len(payload) > TASK_BYTES_MAX:
+        cause = f"frame: {len(payload)} bytes, at most {TASK_BYTES_MAX} are taken"
+        raise BadFrame(cause, "smaller windows", oversized=True, of=_sender(header))
+    if kind != b"T" and body != len(payload):
+        raise BadFrame(f"frame: {len(payload) - body} bytes after the header", "only tasks have a tensor", of=_sender(header))
     try:
         if kind == b"T":
-            return _with_tensor(_task.decode(header), rest)
-        if rest:
-            raise BadMessage(f"frame: {len(rest)} bytes after the header", "only tasks have a tensor")
+            return _with_tensor(_task.decode(header), view[body:])
         if kind == b"R":
-            return _reply.decode(header)
+            return _checked(_reply.decode(header))
         if kind == b"C":
             return _cancel.decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadMessage(f"frame: {error}", "see docs/topics.md") from None
-    raise BadMessage(f"frame: kind {kind!r}", "update the older side")
+    except _UNREADABLE as error:
+        raise BadFrame(f"frame: {error}", "see docs/topics.md", of=_sender(header)) from None
+    raise BadFrame(f"frame: kind {kind!r}", "update the older side", of=_sender(header))
+
+
+def _framed(kind: bytes, header: bytes, tensor: bytes | memoryview) -> bytes:
+    if len(header) > HEADER_BYTES_MAX:
+        cause = f"frame: a header of {len(header)} bytes, at most {HEADER_BYTES_MAX} travel"
+        raise BadFrame(cause, "this model has too many outputs for it", oversized=True)
+    size = _PREFIX.size + len(header) + len(tensor)
+    if size > TASK_BYTES_MAX:
+        raise BadFrame(f"frame: {size} bytes, at most {TASK_BYTES_MAX} travel", "this window stays here", oversized=True)
+    return b"".join((_PREFIX.pack(MAGIC, kind, len(header)), header, tensor))
+
+
+def _sender(header: memoryview) -> _Who | None:
+    """Whose frame it is, of a header that is wrong elsewhere."""
+    try:
+        return _who.decode(header)
+    except _UNREADABLE:
+        return None
 
 
 def _with_tensor(header: _TaskHeader, data: memoryview) -> Task:
-    _check_tensor(header.dtype, header.shape, len(data))
+    _check_tensor(header, header.dtype, header.shape, len(data))
     return Task(
         id=header.id,
         instance=header.instance,
@@ -169,10 +209,29 @@ def _with_tensor(header: _TaskHeader, data: memoryview) -> Task:
     )
 
 
-def _check_tensor(dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
+def _check_tensor(of: Task | _TaskHeader, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
     item = ITEM_BYTES.get(dtype)
     if item is None:
-        raise BadMessage(f"task: dtype {dtype!r}", f"one of {', '.join(ITEM_BYTES)}")
+        raise BadFrame(f"task: dtype {dtype[:20]!r}", f"one of {', '.join(ITEM_BYTES)}", of=_Who(of.id, of.instance))
     wanted = math.prod(shape) * item
     if wanted != size_bytes:
-        raise BadMessage(f"task: {dtype}{list(shape)} has {wanted} bytes, {size_bytes} came", "it was damaged on the way")
+        cause = f"task: {dtype}{list(shape)} has {wanted} bytes, {size_bytes} came"
+        raise BadFrame(cause, "it was damaged on the way", of=_Who(of.id, of.instance))
+
+
+def _checked(reply: Reply) -> Reply:
+    """What its type cannot say."""
+    inference = reply.inference
+    if (inference is None) == (reply.verdict is Verdict.DONE):
+        raise _nonsense(reply, "an inference stands in a reply that is done, and only there")
+    if inference is not None:
+        for name, value in inference.outputs.items():
+            if not math.isfinite(value):
+                raise _nonsense(reply, f"output {name[:50]} is {value}")
+        if inference.threshold is not None and not math.isfinite(inference.threshold):
+            raise _nonsense(reply, f"the threshold is {inference.threshold}")
+    return reply
+
+
+def _nonsense(reply: Reply, cause: str) -> BadFrame:
+    return BadFrame(f"reply: {cause}", "look at the peer's log", of=_Who(reply.id, reply.instance))

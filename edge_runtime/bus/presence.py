@@ -82,7 +82,8 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Brokers(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Where this site's broker is now, and all the places where it may be: for gateways, and for SCADA and dashboards.
 
-    `candidates` is sorted and changes only when a gateway that may host joins or is taken away for good.
+    `candidates` is sorted and changes only when a gateway that may host joins or is taken away for good. With `run` "" it is not
+    about the broker that it was read from: the host is elsewhere, at `endpoints`.
     """
 
     v: int = VERSION
@@ -91,6 +92,8 @@ class Brokers(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     instance: Word
     run: str
     rank: Count = 0
+    endpoints: tuple[Endpoint, ...] = ()
+    """Where the host's broker listens."""
     candidates: tuple[Endpoint, ...] = ()
 
 
@@ -109,7 +112,7 @@ def unpack(payload: bytes, kind: type[M]) -> M:
         raise BadMessage(f"{what}: {len(payload)} bytes, at most {PRESENCE_BYTES_MAX} are taken", "who else publishes there?")
     try:
         message = msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # arrays in arrays, under a key that nobody knows
         raise BadMessage(f"{what}: {error}", "see docs/topics.md") from None
     if message.v != VERSION:
         raise BadMessage(f"{what}: version {message.v}, this side speaks {VERSION}", "update the older side")

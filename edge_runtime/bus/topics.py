@@ -14,6 +14,8 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("gw/{to}/task/{from}", "QoS 0", "A window for a peer's model, or the end of interest in it (binary)"),
     ("gw/{to}/reply/{from}", "QoS 0", "The answer: result, or refusal with the reason (binary)"),
     ("brokers", "QoS 1, retained", "Where the site's broker is, and every place where it may be (JSON)"),
+    ("why/{result}", "QoS 0", "Why was the window of this result computed where it was? Anybody may ask (JSON)"),
+    ("why/{result}/answer", "QoS 0", "The gateway that decided it tells: reasons, estimates, what became of it (JSON)"),
     ("gw/{gateway}/data/{pipeline}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
     ("gw/{gateway}/result/{pipeline}", "QoS 1", "A result (JSON); to the broker only"),
     ("gw/{gateway}/event/{pipeline}", "QoS 1", "An event, raised or cleared (JSON); to the broker only"),
@@ -24,7 +26,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
 )
 
 LIVE: dict[Lane, str] = {Lane.SAMPLE: "data", Lane.RESULT: "result", Lane.EVENT: "event", Lane.GAP: "gap"}
-"""The topic of one record for people and SCADA, by its lane."""
+"""The topic of one record for people and SCADA, by its kind: a privacy class has none of its own."""
 
 _FORBIDDEN = re.compile(r"[+#/\x00-\x1f\x7f]")
 
@@ -39,9 +41,19 @@ def brokers(site: str) -> str:
     return "/".join((ROOT, site, "brokers"))
 
 
+def why(site: str, result: str) -> str:
+    """why("s", "r") -> edge/s/why/r; why("s", "+") of all results"""
+    return "/".join((ROOT, site, "why", result))
+
+
+def why_answer(site: str, result: str) -> str:
+    """why_answer("s", "r") -> edge/s/why/r/answer"""
+    return "/".join((why(site, result), "answer"))
+
+
 def live(site: str, name: str, lane: Lane, source: str) -> str:
     """live("s", "g", Lane.RESULT, "wear") -> edge/s/gw/g/result/wear; what MQTT forbids in a level becomes _."""
-    return gateway(site, name, LIVE[lane], _FORBIDDEN.sub("_", source) or "_")
+    return gateway(site, name, LIVE[lane.kind], _FORBIDDEN.sub("_", source) or "_")
 
 
 def parse(topic: str) -> tuple[str, str, tuple[str, ...]] | None:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     plan = _plan(valid, registry) if args.plan else {}
     if args.json:
-        terminal.emit_json({"valid": True, "problems": [], "plan": plan})
+        terminal.emit_json({"valid": True, "problems": [], "notices": _stays_here(valid), "plan": plan})
     else:
         _show(valid)
         for device, rows in plan.items():
@@ -97,6 +97,7 @@ def _plan(config: Config, registry: Registry) -> dict[str, list[dict[str, object
 
 def _show(config: Config) -> None:
     from edge_runtime.cli import terminal
+    from edge_runtime.config import reach
 
     print(f"valid: gateway {config.gateway} of site {config.site}")
     devices = [(name, one.adapter, len(one.points), one.period_s) for name, one in config.devices.items()]
@@ -105,8 +106,26 @@ def _show(config: Config) -> None:
         pipelines = [(name, one.device, one.model, len(one.rules)) for name, one in config.pipelines.items()]
         terminal.table(("pipeline", "device", "model", "rules"), pipelines, "\npipelines")
     if config.sinks:
-        sinks = [(name, one.type, _delivery(one), ", ".join(one.lanes)) for name, one in config.sinks.items()]
-        terminal.table(("sink", "type", "delivery", "lanes"), sinks, "\nsinks")
+        sinks = [(name, one.type, reach(one).value, _delivery(one), ", ".join(one.lanes)) for name, one in config.sinks.items()]
+        terminal.table(("sink", "type", "reach", "delivery", "lanes"), sinks, "\nsinks")
+    for notice in _stays_here(config):
+        print(f"\nnotice: {notice}")
+
+
+def _stays_here(config: Config) -> list[str]:
+    """Pipelines of which no sink may have anything because of their privacy class. That is no error, and must be no surprise."""
+    from edge_runtime.config import reach
+
+    notices = []
+    where = f"their newest stay on this gateway, in {config.data_dir}/{config.outbox.file}"
+    see = f"`edge-runtime outbox {config.data_dir}/{config.outbox.file}` shows them"
+    for name, pipeline in config.pipelines.items():
+        if pipeline.privacy == "gateway":
+            notices.append(f"pipeline {name} has `privacy: gateway`: no sink gets its records; {where}; {see}")
+        elif pipeline.privacy == "site" and not any(reach(sink) == "site" for sink in config.sinks.values()):
+            hint = "give a sink that is in the plant `reach: site`"
+            notices.append(f"pipeline {name} has `privacy: site`, and no sink is of the site: {where}; {see}; or {hint}")
+    return notices
 
 
 def _delivery(sink: MqttSink | HttpsSink) -> str:

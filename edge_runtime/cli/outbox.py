@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from edge_runtime.cli.outbox_look import Look
+    from edge_runtime.cli.outbox_look import LaneLook, Look
     from edge_runtime.records import Lane, Record
 
 SUMMARY = "show what waits in an outbox, or export its records"
 
 _LANES = ("gap", "event", "result", "sample")
+_CLASSES = ("gateway", "site", "cloud")
 COLUMNS = ("epoch", "lane", "seq", "source", "boot", "mono_ns", "wall_ns", "synced", "unique", "body")
 
 
@@ -26,7 +27,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="export", dest="what")
     export = verbs.add_parser("export", help="its records as rows, each with its id; nothing is taken out of the outbox")
     export.add_argument("--format", choices=("csv", "jsonl"), default="jsonl", help="CSV, or JSON lines (default)")
-    export.add_argument("--lane", choices=_LANES, action="append", help="only this lane; may be given more than once")
+    export.add_argument("--lane", choices=_LANES, action="append", help="only this kind; may be given more than once")
+    export.add_argument(
+        "--privacy", choices=_CLASSES, action="append", help="only of pipelines of this class; may be given more than once"
+    )
     export.add_argument("--output", type=Path, metavar="FILE", help="write here instead of to standard output")
 
 
@@ -37,12 +41,14 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.board.system import SystemClock
     from edge_runtime.cli import outbox_look, terminal
     from edge_runtime.ports import EdgeError
-    from edge_runtime.records import Lane
+    from edge_runtime.records import LANES
 
     if not importlib.util.find_spec("sqlite_utils"):
         raise EdgeError("`edge-runtime outbox` needs sqlite-utils", "pip install 'edge-runtime[cli]'")
     if args.what == "export":
-        _export(args.file, [Lane(lane) for lane in args.lane or _LANES], args.format, args.output)
+        kinds, classes = args.lane or _LANES, args.privacy or _CLASSES
+        lanes = [lane for lane in LANES if lane.kind in kinds and lane.privacy in classes]
+        _export(args.file, lanes, args.format, args.output)
         return 0
     found = outbox_look.look(args.file, SystemClock())
     if args.json:
@@ -60,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 def _print(found: Look) -> None:
     from edge_runtime.cli import terminal
 
-    rows = [(lane.lane.value, lane.records, _age(lane.oldest_s), lane.head) for lane in found.lanes]
+    rows = [(lane.lane.value, lane.records, _age(lane.oldest_s), lane.head, _takers(found, lane)) for lane in found.lanes]
     print(f"{found.file}: {found.size_bytes:,} bytes on disk")
-    terminal.table(("lane", "records", "oldest", "last seq"), rows, "records")
+    terminal.table(("lane", "records", "oldest", "last seq", "for"), rows, "records")
     _print_sinks(found)
     if found.gaps:
         terminal.table(("lane", "lost", "why"), [(gap.lane, gap.count, gap.reason) for gap in found.gaps], "gaps")
@@ -74,20 +80,34 @@ def _print(found: Look) -> None:
     print(f"epochs: {', '.join(found.epochs)}")
 
 
-def _print_sinks(found: Look) -> None:
-    """What waits for each, by lane."""
-    from edge_runtime.cli import terminal
+def _takers(found: Look, lane: LaneLook) -> str | None:
+    if not found.sinks:  # there are none, or the file does not tell them
+        return None
+    return ", ".join(each.sink for each in found.sinks if lane.lane in each.lanes) or "no sink: they stay here"
 
+
+def _print_sinks(found: Look) -> None:
+    """What waits for each, by kind."""
+    from edge_runtime.cli import terminal
+    from edge_runtime.records import KINDS
+
+    def waiting(sink: str, kind: Lane) -> int | None:
+        counts = [lane.waiting[sink] for lane in found.lanes if lane.lane.kind is kind and sink in lane.waiting]
+        return sum(counts) if counts else None
+
+    withheld: dict[str, int] = {each.sink: each.withheld for each in found.sinks}
     delivery: dict[str, str | None] = {each.sink: each.delivery for each in found.sinks}
     if not delivery:  # a file that does not tell its sinks: those that have acknowledged something
         delivery = dict.fromkeys(sorted({sink for lane in found.lanes for sink in lane.waiting}))
-    rows = [(sink, *(lane.waiting.get(sink) for lane in found.lanes), delivery[sink]) for sink in delivery]
+    rows = [(sink, *(waiting(sink, kind) for kind in KINDS), withheld.get(sink), delivery[sink]) for sink in delivery]
     if not rows:
         return
-    terminal.table(("sink", *(lane.lane.value for lane in found.lanes), "delivery"), rows, "waiting for a sink")
-    if any(count is None for row in rows for count in row[1:-1]):
+    terminal.table(("sink", *(kind.value for kind in KINDS), "withheld", "delivery"), rows, "waiting for a sink")
+    if any(count is None for row in rows for count in row[1:-2]):
         unknown = "" if found.sinks else ", or has acknowledged nothing of it"
         print(f"-: the sink does not take this lane{unknown}")
+    if any(withheld.values()):
+        print("withheld: it never gets these: the `privacy` of their pipelines does not allow its `reach`")
 
 
 def _age(seconds: float | None) -> str | None:

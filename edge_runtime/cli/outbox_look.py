@@ -13,7 +13,7 @@ import msgspec
 from edge_runtime.outbox import intervals, tables
 from edge_runtime.outbox.database import SIDE_FILES, DiskError, open_read_only
 from edge_runtime.ports import Clock, Database, EdgeError, delivery
-from edge_runtime.records import LANES, Gap, Lane, Record
+from edge_runtime.records import KINDS, LANES, Gap, Lane, Record
 
 READ_ROWS = 1_000
 """Read at a time. Each by itself: one long transaction would hold up the checkpoint, and the WAL would grow beyond the cap."""
@@ -26,7 +26,8 @@ class OutboxError(EdgeError):
 class LaneLook(msgspec.Struct, frozen=True, kw_only=True):
     """`records` are on the disk. `oldest_s`: age of the oldest (None: there is none, or no clock that tells). `head`: the highest
     seq that was ever given. `waiting`: by sink that takes this lane, what it has not acknowledged. A file that was written before
-    it had a table of its sinks does not tell which lanes they take: there, those that have acknowledged something of this one."""
+    it had a table of its sinks does not tell which lanes they take: there, those that have acknowledged something of this one.
+    Of the lanes of a privacy class only those are told that ever had a record."""
 
     lane: Lane
     records: int
@@ -36,11 +37,13 @@ class LaneLook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SinkLook(msgspec.Struct, frozen=True, kw_only=True):
-    """A sink that the gateway had when it started last."""
+    """A sink that the gateway had when it started last. `withheld`: records on the disk that it never gets: its reach is wider
+    than their pipelines' privacy class allows."""
 
     sink: str
     lanes: list[Lane]
     delivery: str
+    withheld: int
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,13 +95,14 @@ def _recognise(database: Database, path: Path) -> None:
     connection: Any = database
     found = sqlite_utils.Database(connection).table_names()
     version = tables.version(database)
-    if not {f"lane_{lane}" for lane in LANES} <= {*found} or not version:
+    if not {f"lane_{lane}" for lane in KINDS} <= {*found} or not version:
         raise OutboxError(
             f"{path}: is no outbox: its tables are not there", "an outbox is `outbox.file` in the gateway's `data_dir`"
         )
     if version > tables.SCHEMA_VERSION:
         cause = f"{path}: written by a newer edge-runtime (format {version}, this one knows {tables.SCHEMA_VERSION})"
         raise OutboxError(cause, "update edge-runtime")
+    tables.pretend(database)
 
 
 def look(path: Path, clock: Clock) -> Look:
@@ -109,15 +113,16 @@ def look(path: Path, clock: Clock) -> Look:
             file=str(path),
             size_bytes=sum(each.stat().st_size for each in _files(path) if each.exists()),
             lanes=_lanes(database, clock),
-            sinks=_sinks(database),
+            sinks=[],
             gaps=_gaps(database),
             refused=_refused(database),
             journal_rows=tables.journal_counts(database),
             pipelines={name: row for name, (_, row, _) in tables.positions(database).items()},
             epochs=[epoch.name for epoch in tables.epochs(database)],
         )
+        sinks = _sinks(database, found.lanes)
         database.execute("COMMIT")
-        return found
+        return msgspec.structs.replace(found, sinks=sinks)
 
 
 def _files(path: Path) -> list[Path]:
@@ -143,14 +148,17 @@ def _lanes(database: Database, clock: Clock) -> list[LaneLook]:
             },
         )
         for lane in LANES
+        if lane is lane.kind or heads[lane]
     ]
 
 
-def _sinks(database: Database) -> list[SinkLook]:
-    return [
-        SinkLook(sink=sink, lanes=list(lanes), delivery=delivery(confirms))
-        for sink, (lanes, confirms) in tables.sinks(database).items()
-    ]
+def _sinks(database: Database, there: list[LaneLook]) -> list[SinkLook]:
+    found = []
+    for sink, (lanes, confirms) in tables.sinks(database).items():
+        kinds = [lane.kind for lane in lanes]
+        withheld = sum(each.records for each in there if each.lane.kind in kinds and each.lane not in lanes)
+        found.append(SinkLook(sink=sink, lanes=list(lanes), delivery=delivery(confirms), withheld=withheld))
+    return found
 
 
 def _count(database: Database, lane: Lane, first: int, last: int) -> int:

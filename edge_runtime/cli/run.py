@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_runtime.config import Config, Log
-    from edge_runtime.gateway import World
+    from edge_runtime.world import World
 
 SUMMARY = "run a gateway until SIGINT or SIGTERM"
 
@@ -22,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0: stopped cleanly."""
     import asyncio
+    import sys
 
     from edge_runtime import config
     from edge_runtime.sources.registry import Registry
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     registry = Registry()
     loaded = config.load_file(args.file, registry)
     log = logger(loaded.config.log)
+    sys.excepthook = lambda _kind, error, _trace: log.critical("gateway_failed", exc_info=error)
     with locked(loaded.folder / loaded.config.data_dir):
         asyncio.run(_serve(loaded.config, loaded.folder, real_world(registry, log)))
     return 0
@@ -60,13 +64,17 @@ async def _serve(settings: Config, folder: Path, world: World) -> None:
 
 def real_world(registry: Any, log: Any) -> World:
     """The machine that we run on."""
+    from importlib.metadata import version
+
     from edge_runtime.address import address
     from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
+    from edge_runtime.board.vitals import SystemVitals
     from edge_runtime.bus.broker import PahoBus
     from edge_runtime.bus.host import BrokerHost
-    from edge_runtime.gateway import World
+    from edge_runtime.mesh import discovery
     from edge_runtime.outbox import sinks
     from edge_runtime.outbox.database import FileDisk
+    from edge_runtime.world import World
 
     clock, dice = SystemClock(), SystemDice()
     return World(
@@ -80,12 +88,15 @@ def real_world(registry: Any, log: Any) -> World:
         new_host=lambda settings, folder: BrokerHost(settings, folder, clock, dice, log),
         local_address=address,
         log=log,
+        version=version("edge-runtime"),
+        new_discovery=lambda mesh, listen: discovery.make(mesh, listen, log),
+        reachable=discovery.reachable,
+        vitals=lambda folder: SystemVitals(folder).read,
     )
 
 
 def logger(settings: Log) -> Any:
     """structlog on standard error: one event a line, key=value for people, JSON for programs."""
-    import logging
     import sys
 
     import structlog
@@ -96,14 +107,42 @@ def logger(settings: Log) -> Any:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.processors.format_exc_info] if json else []),
+            _tell_exception,
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    return structlog.get_logger()
+    log = structlog.get_logger()
+    logging.lastResort = _Libraries(log)
+    return log
+
+
+def _tell_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Kinds and places only: structlog's own renderers show an exception's words, and local variables."""
+    import sys
+
+    from edge_runtime.saying import trace
+
+    found = event.pop("exc_info", None)
+    error = found if isinstance(found, BaseException) else sys.exc_info()[1] if found else None
+    if error is not None:
+        event["exception"] = trace(error)
+    return event
+
+
+class _Libraries(logging.Handler):
+    """What libraries, and asyncio, log as warnings or worse: Python would print it as it is, with the words of exceptions."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        says = str(record.msg).partition("\n")[0]  # without its arguments
+        error = record.exc_info[1] if record.exc_info else None
+        self._log.warning("library_says", library=record.name, says=says, exc_info=error)
 
 
 class locked:  # noqa: N801 - used like a function

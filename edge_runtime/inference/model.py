@@ -113,6 +113,8 @@ class Model:
         """Of the artefact in use: it may change when a stuck accelerator is replaced."""
         self.executed_on = ""
         self.inline = False
+        self.service_ns = 0
+        """Of one window, p50, as measured when it was chosen."""
         self.trials: tuple[Trial, ...] = ()
         """What was tried, in order, with times and reasons."""
 
@@ -173,7 +175,7 @@ class Model:
         prepared = await self._thread.run(self._attempt_s_max, str(candidate), prepare, self._stored, candidate)
         artefact = candidate.artefact
         self.artefact, self.file, self.precision = artefact.identity, artefact.file, artefact.precision
-        self.threshold, self.executed_on = artefact.threshold, trial.executed_on
+        self.threshold, self.executed_on, self.service_ns = artefact.threshold, trial.executed_on, trial.p50_ns
         self.inline = candidate.accelerator == "cpu" and trial.p99_ns < INLINE_NS_MAX
         self._prepared = prepared
         if self.inline:

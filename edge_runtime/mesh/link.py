@@ -11,6 +11,7 @@ A handler decides quickly and never waits. What is no message of ours (it raises
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -18,14 +19,16 @@ from typing import Any, Literal
 import msgspec
 
 from edge_runtime.bus import topics
-from edge_runtime.bus.messages import BadMessage
+from edge_runtime.bus.messages import WORD, BadMessage
 from edge_runtime.ports import Address, BrokerError, Connection, Message
 
-Kind = Literal["status", "load", "task", "reply", "brokers"]
+Kind = Literal["status", "load", "task", "reply", "brokers", "why"]
 Handler = Callable[[str, Message], None]
 
 SENDERS_MAX = 1_000
 """Of bad messages, by who sent them: beyond it they are counted together."""
+
+_WORD = re.compile(WORD)
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -45,6 +48,8 @@ class Link:
     def __init__(self, site: str, gateway: str, instance: str, log: Any) -> None:
         self.site, self.gateway, self.instance = site, gateway, instance
         self.joined: list[Callable[[], Awaitable[None]]] = []
+        self.left: list[Callable[[], None]] = []
+        """Called when the connection is lost."""
         self.home: Home | None = None
         """Set while there is a connection."""
         self.bad: Counter[str] = Counter()
@@ -80,6 +85,8 @@ class Link:
                 self._take(message)
         finally:
             self._connection, self.home = None, None
+            for leave in self.left:
+                leave()
 
     async def listen_to(self, gateways: list[str]) -> None:
         """Whose heartbeats are heard. Raises BrokerError when the connection is lost: on the next one it is done again."""
@@ -99,6 +106,7 @@ class Link:
         return [
             topics.gateway(site, "+", "status"),
             topics.brokers(site),
+            topics.why(site, "+"),
             topics.gateway(site, me, "task", "+"),
             topics.gateway(site, me, "reply", "+"),
             # Of our own name: another gateway may have it too.
@@ -112,6 +120,8 @@ class Link:
     def _take(self, message: Message) -> None:
         if message.topic == topics.brokers(self.site):
             kind, sender = "brokers", ""
+        elif message.topic.startswith(topics.why(self.site, "")):
+            kind, sender = "why", ""
         else:
             parsed = topics.parse(message.topic)
             if parsed is None:
@@ -122,13 +132,15 @@ class Link:
         if handler is None:
             return
         try:
+            if sender and not _WORD.match(sender):
+                raise BadMessage("a topic that names no gateway", "who else publishes there?")
             handler(sender, message)
         except BadMessage as error:
             self.note_bad(sender, error)
 
     def note_bad(self, sender: str, error: BadMessage) -> None:
         """Logged once for each sender: one that sends garbage a thousand times a second must not fill the disk."""
-        name = sender if sender in self.bad or len(self.bad) < SENDERS_MAX else "..."
+        name = sender if sender in self.bad or (len(self.bad) < SENDERS_MAX and _WORD.match(sender)) else "..."
         if name not in self.bad:
             self._log.warning("bad_message", sender=sender, cause=error.cause, hint=error.hint)
         self.bad[name] += 1

@@ -58,7 +58,7 @@ class OutboxFile:
         self._writer: Database | None = None
         self._reader: Database | None = None
         self._pipelines: dict[str, str] = {}
-        self._sinks_number = 1
+        self._refusers_number = 1
         self._trimmed: dict[str, int] = {}
         self._unsure: tuple[Batch, Books] | None = None
         self.corrupt = False
@@ -100,7 +100,7 @@ class OutboxFile:
     ) -> None:
         """Begins an epoch, and forgets sinks and pipelines that are no more. `pipelines`: name -> device; `unconfirmed`: sinks
         that are to the broker only."""
-        self._pipelines, self._sinks_number = dict(pipelines), max(1, len(sinks))
+        self._pipelines, self._refusers_number = dict(pipelines), max(1, sum(len(lanes) for lanes in sinks.values()))
         self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()})
         database = self._write_connection(epoch)
         with Transaction(database):
@@ -260,7 +260,7 @@ class OutboxFile:
                 )
             if not found and self.books.epochs:
                 raise corrupt(f"{self._path.name} is empty or another file, and was not when it was opened last")
-            if not found:
+            if found < tables.SCHEMA_VERSION:  # new, or of an older format: it gets the tables that it lacks, all or none
                 with Transaction(database):
                     tables.create(database)
         except BaseException:
@@ -352,7 +352,7 @@ class OutboxFile:
         return (tables.boots(database) if changed else self.books.boots), numbers
 
     def _set_aside(self, change: Change, sink: str, record: Record, cause: str) -> None:
-        bytes_max = self._size_bytes_max // REFUSED_SHARE // (len(LANES) * self._sinks_number)
+        bytes_max = self._size_bytes_max // REFUSED_SHARE // self._refusers_number
         tables.add_refused(change.database, sink, record, cause, REFUSED_MAX, bytes_max)
         reason, seq = f"refused by {sink}: {cause}", record.seq
         self._gaps.declare(change, Gap(lane=record.lane, epoch=record.epoch, first=seq, last=seq, count=1, reason=reason))

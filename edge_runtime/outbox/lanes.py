@@ -71,8 +71,9 @@ class Course:
         return None
 
 
-def next_to_go(stored: Container[Lane], coming: Container[Lane]) -> Lane | None:
+def next_to_go(stored: Container[Lane], coming: Container[Lane], taken: Container[Lane] = LANES) -> Lane | None:
     """The lane that loses records where there is no room: the least important one that has any, on the disk or in what comes; a
-    gap record never goes."""
-    lanes = (lane for lane in reversed(LANES) if lane is not Lane.GAP)
-    return next((lane for lane in lanes if lane in stored or lane in coming), None)
+    gap record never goes. Lanes that no sink takes go before those that are `taken`: what stays here in any case (a privacy
+    class) fills the room that the others leave; otherwise it would soon hold all of it, and an outage would lose what waits."""
+    lanes = [lane for lane in reversed(LANES) if lane is not Lane.GAP and (lane in stored or lane in coming)]
+    return next((lane for lane in lanes if lane not in taken), lanes[0] if lanes else None)

@@ -60,10 +60,12 @@ class Room:
         self._log_bytes = self._log_bytes_max
         """What the WAL holds at most."""
         self._sinks: Mapping[str, Sequence[Lane]] = {}
+        self._taken: tuple[Lane, ...] = ()
         self._purged: dict[Lane, Ranges] = {}
 
     def begin(self, sinks: Mapping[str, Sequence[Lane]]) -> None:
         self._sinks = sinks
+        self._taken = tuple(lane for lane in LANES if any(lane in lanes for lanes in sinks.values()))
         self.forget()
 
     def forget(self) -> None:
@@ -105,7 +107,7 @@ class Room:
             return drafts
         while (short := self._pages_short(change.database, needed)) > 0:
             lows = tables.lows(change.database)
-            lane = next_to_go(lows, drafts)
+            lane = next_to_go(lows, drafts, self._taken)
             if lane is None:
                 raise full(f"outbox.size_bytes_max leaves no room: {short} pages short and nothing to evict")
             if lane in lows:
@@ -154,9 +156,13 @@ class Room:
     def purge(self, change: Change, acknowledged: Mapping[tuple[str, Lane], Ranges]) -> bool:
         """Deletes what every sink of a lane has. True: there is more to delete."""
         purged, left, budget = self._purged, False, PURGE_ROWS_MAX
-        bytes_max = self.batch_bytes_max // PURGE_SHARE // len(LANES)
-        for lane in LANES:
-            for first, last in intervals.subtract(self._delivered(lane, acknowledged, change.heads), purged.get(lane, ())):
+        due = {
+            lane: intervals.subtract(self._delivered(lane, acknowledged, change.heads), purged.get(lane, ()))
+            for lane in self._taken
+        }
+        bytes_max = self.batch_bytes_max // PURGE_SHARE // max(1, sum(map(bool, due.values())))
+        for lane, ranges in due.items():
+            for first, last in ranges:
                 upto = first - 1
                 if budget > 0:
                     end = tables.within(change.database, lane, first, last, budget, bytes_max)

@@ -20,6 +20,7 @@ from edge_runtime.outbox.epochs import confirmed, used_by_another
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.ports import Dice, EdgeError, Ranges, Receipt, Worker
 from edge_runtime.records import Draft, Lane, Record, Sample
+from edge_runtime.saying import told
 
 T = TypeVar("T")
 
@@ -234,7 +235,7 @@ class Store:
         try:
             await self._until_it_works(self._writer, self._file.write, batch)
         except (EdgeError, *UNWRITABLE) as error:
-            self._log.error("rows_refused", cause=f"{type(error).__name__}: {error}", hint="their callers are told")
+            self._log.error("rows_refused", cause=told(error), hint="their callers are told")
             batch.wake(error)
         else:
             batch.wake()

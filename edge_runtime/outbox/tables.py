@@ -26,7 +26,8 @@ from edge_runtime.outbox.epochs import Epoch
 from edge_runtime.ports import Database, Ranges
 from edge_runtime.records import LANES, Draft, Gap, Lane, Record, Sample, Stamp
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: without the lanes of the privacy classes `site` and `gateway`."""
 
 ROW_MAX = 2**62
 """Past every row and seq."""
@@ -82,6 +83,15 @@ def create(database: Database) -> None:
     """In a transaction: a file has all tables and its version, or nothing."""
     for statement in _SCHEMA:
         database.execute(statement)
+
+
+def pretend(database: Database) -> None:
+    """To look at a file of an older format as if it had been brought up to this one: what it lacks is there, and empty, for this
+    connection only."""
+    there = {name for (name,) in rows(database, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for lane in LANES:
+        if f"lane_{lane}" not in there:
+            database.execute(_LANE.format(lane=lane).replace("CREATE TABLE", "CREATE TEMP TABLE"))
 
 
 def version(database: Database) -> int:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime import config
 from edge_runtime.inference.model import Model
@@ -20,6 +22,7 @@ from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline import results, saved
 from edge_runtime.pipeline.fit import window_points
+from edge_runtime.pipeline.results import Found
 from edge_runtime.pipeline.rules import Rules
 from edge_runtime.pipeline.saved import Saved
 from edge_runtime.pipeline.steady import OpenModel, PipelineState, SteadyModel
@@ -41,18 +44,37 @@ UNYIELDED_WINDOWS = 16
 """Models of less than a millisecond run on the event loop: after so many windows the others have their turn."""
 
 
+ABREAST_MAX = 8
+"""Windows under way at once where peers compute some of them."""
+
+WINDOWS_MAX = 64
+"""Where peers help: windows that are brought together, so that those under way need not end together too often."""
+
+
+class Place(Protocol):
+    """Computes a window here or at a peer (see inference/shared.py)."""
+
+    async def __call__(
+        self, result_id: str, model: Model, values: NDArray[np.float64], here: SteadyModel
+    ) -> tuple[Inference, str, str]:
+        """What came of it, "" or why it cannot be computed, and who computed it and why."""
+        ...
+
+
 class Pipeline:
     """Call `prepare` before its source may speak; then `run` until cancelled; `finish` handles what has come so far."""
 
     def __init__(
         self, name: str, settings: config.Pipeline, device_points: Sequence[str], *, journaled: bool, open_model: OpenModel,
-        store: Store, reporter: Reporter, dice: Dice, log: Any, identity: str,
+        store: Store, reporter: Reporter, dice: Dice, log: Any, identity: str, place: Place | None = None,
     ) -> None:  # fmt: skip
+        """`place`: who computes a window, where gateways share work."""
         self.name, self.device = name, settings.device
         self.state = PipelineState()
         self._settings, self._device_points, self._journaled = settings, tuple(device_points), journaled
         self._store, self._reporter, self._identity = store, reporter, identity
         self._log = log.bind(pipeline=name)
+        self._place, self._at_once = place, WINDOWS_MAX if place else 1
         self._model = SteadyModel(open_model, self._fit, self.state, dice, self._log)
         self._points: tuple[str, ...] = ()
         self._windowing: Windowing | None = None
@@ -68,6 +90,12 @@ class Pipeline:
     def waiting(self) -> int:
         """Samples of a polled source."""
         return len(self._queue)
+
+    @property
+    def model_name(self) -> str:
+        """name@version; "" where there is none, or none worked yet."""
+        model = self._model.last
+        return f"{model.name}@{model.version}" if model else ""
 
     @property
     def idle(self) -> bool:
@@ -188,57 +216,77 @@ class Pipeline:
 
     async def _handle(self, samples: Sequence[Sample]) -> None:
         drafts: list[Draft] = []
+        windows: list[Window] = []
         size_bytes = 0
         for sample in samples:
-            made = await self._windowed(sample) if self._windowing else self._forwarded(sample)
+            made: list[Draft] = []
+            if self._windowing is None:
+                made = self._forwarded(sample)
+            else:
+                windows += self._windowing.push(sample)
+                if len(windows) >= self._at_once:
+                    made, windows = await self._judged(windows), []
             drafts += made
             size_bytes += sum([len(draft.body) for draft in made])
             self.state.samples += 1
             self._next_row = sample.row + 1 if sample.row else self._next_row
-            if size_bytes >= COMMIT_BYTES:
+            # What is committed says how far we are: no window that came of these samples may be left behind.
+            if size_bytes >= COMMIT_BYTES and not windows:
                 await self._commit(drafts)
                 drafts, size_bytes = [], 0
+        drafts += await self._judged(windows)
         if drafts or self._needed_row() >= self._committed_row + MOVED_ROWS:
             await self._commit(drafts)
 
     def _forwarded(self, sample: Sample) -> list[Draft]:
         if not self._reporter.changed(sample):
             return []
-        return [results.sample_draft(self.name, self._device_points, sample)]
+        return [results.sample_draft(self.name, self._device_points, sample, self._settings.privacy)]
 
-    async def _windowed(self, sample: Sample) -> list[Draft]:
-        assert self._windowing is not None
+    async def _judged(self, windows: Sequence[Window]) -> list[Draft]:
+        """Computed side by side where peers help; judged in their order, whichever is back first."""
+        if self._place is None or len(windows) == 1:
+            return [draft for window in windows for draft in self._judge(window, await self._infer(window))]
         drafts: list[Draft] = []
-        for window in self._windowing.push(sample):
-            drafts += await self._judge(window)
-            self.state.windows += 1
-            self._windows_unyielded += 1
-            if self._windows_unyielded >= UNYIELDED_WINDOWS:
-                self._windows_unyielded = 0
-                await asyncio.sleep(0)
+        under_way: deque[tuple[Window, asyncio.Task[Found]]] = deque()
+        async with asyncio.TaskGroup() as group:
+            for window in windows:
+                if len(under_way) == ABREAST_MAX:
+                    oldest, task = under_way.popleft()
+                    drafts += self._judge(oldest, await task)
+                under_way.append((window, group.create_task(self._infer(window), name=f"{self.name}/window")))
+            for oldest, task in under_way:
+                drafts += self._judge(oldest, await task)
         return drafts
 
-    async def _judge(self, window: Window) -> list[Draft]:
-        inference, fault = await self._infer(window)
-        name = results.window_name(window)
-        # The model, not the artefact: another engine's file of it (after a restart, on another gateway) gives the same result.
-        model = f"{self._model.model.name}@{self._model.model.version}" if self._model.model else ""
-        result_id = results.content_id(self._identity, self.name, model, name)
+    def _judge(self, window: Window, found: Found) -> list[Draft]:
+        inference = found.inference
+        if found.model and not found.fault:  # the artefact that computed it may be another one than when the pipeline began
+            self._rules.use_model_limit(inference.threshold)
         transitions = self._rules.update(inference.outputs, window.last)
         self.state.events += len(transitions)
         self.state.alarms = self._rules.alarms
-        result = results.result(
-            result_id, self.name, self.device, name, window, model, inference, fault=fault, alarms=self._rules.alarms
-        )
-        return [result, *(results.event_draft(self.name, self.device, result_id, transition) for transition in transitions)]
+        privacy = self._settings.privacy
+        result = results.result(self.name, self.device, window, found, alarms=self._rules.alarms, privacy=privacy)
+        return [result, *(results.event_draft(self.name, self.device, found.result_id, each, privacy) for each in transitions)]
 
-    async def _infer(self, window: Window) -> tuple[Inference, str]:
-        if self._model.model is None:
-            return Inference(results.statistics(self._points, window.values), "", ""), ""
-        found = await self._model.infer(window)
-        if self._model.model.threshold != self._rules.model_limit:  # another artefact has taken over
-            self._fit(self._model.model)
-        return found
+    async def _infer(self, window: Window) -> Found:
+        model = self._model.last
+        # The model, not the artefact: another engine's file of it (after a restart, on another gateway) gives the same result.
+        reference = self.model_name
+        name = results.window_name(window)
+        result_id = results.content_id(self._identity, self.name, reference, name)
+        if model is None:
+            inference, fault, placed = Inference(results.statistics(self._points, window.values), "", ""), "", ""
+        elif self._place is None:
+            (inference, fault), placed = await self._model.infer(window.values), ""
+        else:
+            inference, fault, placed = await self._place(result_id, model, window.values, self._model)
+        self._windows_unyielded += 1
+        if self._windows_unyielded >= UNYIELDED_WINDOWS:
+            self._windows_unyielded = 0
+            await asyncio.sleep(0)
+        return Found(result_id, name, reference, inference, fault, placed)
 
     # --- where it stands ---
 

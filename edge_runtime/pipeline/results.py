@@ -14,9 +14,21 @@ from numpy.typing import NDArray
 
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.windowing import Window
-from edge_runtime.records import Draft, Event, Inference, Lane, Result, Sample, to_json
+from edge_runtime.records import Draft, Event, Inference, Lane, Privacy, Result, Sample, to_json
 
 STATISTICS = ("min", "mean", "max", "last")
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What was made of a window: `window` is its name, `model` name@version ("": statistics), `fault` why there are no outputs,
+    `placed` who computed it and why ("": here, for nobody else was asked)."""
+
+    result_id: str
+    window: str
+    model: str
+    inference: Inference
+    fault: str = ""
+    placed: str = ""
 
 
 def window_name(window: Window) -> str:
@@ -41,40 +53,39 @@ def statistics(points: Sequence[str], values: NDArray[np.float64]) -> dict[str, 
     return {f"{p}.{s}": column[i] for i, p in enumerate(points) for s, column in zip(STATISTICS, columns, strict=True)}
 
 
-def result(
-    result_id: str, pipeline: str, device: str, name: str, window: Window, model: str, inference: Inference,
-    *, fault: str, alarms: tuple[str, ...],
-) -> Draft:  # fmt: skip
-    found = Result(
-        id=result_id,
+def result(pipeline: str, device: str, window: Window, found: Found, *, alarms: tuple[str, ...], privacy: Privacy) -> Draft:
+    inference = found.inference
+    body = Result(
+        id=found.result_id,
         pipeline=pipeline,
         device=device,
-        window=name,
+        window=found.window,
         first=window.first,
         last=window.last,
         rows=window.rows,
         filled=window.filled,
-        model=model,
+        model=found.model,
         artefact=inference.artefact,
         executed_on=inference.executed_on,
         outputs=inference.outputs,
-        fault=fault,
+        fault=found.fault,
         alarms=alarms,
+        placed=found.placed,
     )
-    return Draft(Lane.RESULT, pipeline, window.last, to_json(found), result_id)
+    return Draft(Lane.RESULT.of(privacy), pipeline, window.last, to_json(body), found.result_id)
 
 
-def event_draft(pipeline: str, device: str, result_id: str, transition: Transition) -> Draft:
+def event_draft(pipeline: str, device: str, result_id: str, transition: Transition, privacy: Privacy) -> Draft:
     event = Event(
         id=content_id(result_id, transition.rule, "raised" if transition.raised else "cleared"),
         pipeline=pipeline,
         device=device,
         **msgspec.structs.asdict(transition),
     )
-    return Draft(Lane.EVENT, pipeline, transition.at, to_json(event), event.id)
+    return Draft(Lane.EVENT.of(privacy), pipeline, transition.at, to_json(event), event.id)
 
 
-def sample_draft(pipeline: str, points: Sequence[str], sample: Sample) -> Draft:
+def sample_draft(pipeline: str, points: Sequence[str], sample: Sample, privacy: Privacy) -> Draft:
     """A forwarded sample: values by point; a bad one is null and stands in `faults` with the reason."""
     body: Mapping[str, object] = {
         "pipeline": pipeline,
@@ -83,4 +94,4 @@ def sample_draft(pipeline: str, points: Sequence[str], sample: Sample) -> Draft:
         "faults": sample.faults,
         "message_id": sample.message_id,
     }
-    return Draft(Lane.SAMPLE, pipeline, sample.stamp, to_json(body))
+    return Draft(Lane.SAMPLE.of(privacy), pipeline, sample.stamp, to_json(body))

@@ -48,8 +48,7 @@ class RuleState(msgspec.Struct, frozen=True):
 
 
 class Rules:
-    """The rules of one pipeline. `model_limit` is the threshold of the artefact in use, for `above: model`; it may be set when
-    another artefact takes over."""
+    """The rules of one pipeline. `model_limit` is the threshold of the artefact in use, for `above: model`."""
 
     def __init__(self, rules: Sequence[Rule], model_limit: float | None = None) -> None:
         self.model_limit = model_limit
@@ -57,6 +56,13 @@ class Rules:
         self._states = {rule.name: RuleState() for rule in rules}
         for rule in rules:
             _check(rule, model_limit)
+
+    def use_model_limit(self, limit: float | None) -> None:
+        """From now on. Raises EngineError where a rule needs one and there is none, or where it could never clear."""
+        if limit != self.model_limit:
+            for rule in self._rules:
+                _check(rule, limit)
+            self.model_limit = limit
 
     @property
     def alarms(self) -> tuple[str, ...]:

@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.inference.engine import EngineError
 from edge_runtime.inference.model import Model, Stuck
-from edge_runtime.pipeline.windowing import Window
 from edge_runtime.ports import Dice, EdgeError
 from edge_runtime.records import Inference
 
@@ -57,22 +58,27 @@ class SteadyModel:
         self, open_model: OpenModel, fit: Callable[[Model | None], None], state: PipelineState, dice: Dice, log: Any
     ) -> None:
         self._open_model, self._fit, self._state, self._dice, self._log = open_model, fit, state, dice, log
+        self._opening = asyncio.Lock()
         self.model: Model | None = None
+        """None: it is being opened."""
+        self.last: Model | None = None
+        """The one that was opened last; where it is closed, what is known of it still holds."""
 
     async def open(self) -> None:
         """Returns when the pipeline can run."""
         await self._until_open()
         self._works()
 
-    async def infer(self, window: Window) -> tuple[Inference, str]:
-        """Only where there is a model. ("", or why this window cannot be computed.)"""
+    async def infer(self, values: NDArray[np.float64]) -> tuple[Inference, str]:
+        """A raw window, only where there is a model. ("", or why it cannot be computed.) Several may be under way."""
         attempt, proved, fault = 0, 0, ""
         while True:
-            model = self.model
-            assert model is not None
+            model = await self._opened()
             try:
-                inference = await model.infer(window.values)
+                inference = await model.infer(values)
             except EngineError as error:
+                if self.model is not model:
+                    continue  # another window has found it broken, and had it opened again
                 self._stands_still(error)
                 stuck = isinstance(error, Stuck)  # no window's fault; and the model replaces its worker itself, and faster
                 proved, fault = proved + (not stuck), str(error)
@@ -80,8 +86,8 @@ class SteadyModel:
                     break
                 await self._pause(attempt)
                 attempt += 1
-                if not stuck:
-                    await self._until_open()
+                if not stuck and self.model is model:
+                    self.close()
             else:
                 self._works()
                 self._state.executed_on = inference.executed_on
@@ -90,6 +96,14 @@ class SteadyModel:
         self._state.failed += 1
         self._works()
         return Inference({}, model.executed_on, model.artefact), fault
+
+    async def _opened(self) -> Model:
+        if self.model is None:
+            async with self._opening:
+                if self.model is None:
+                    await self._until_open()
+        assert self.model is not None
+        return self.model
 
     def close(self) -> None:
         if self.model:
@@ -114,6 +128,7 @@ class SteadyModel:
 
     def _loaded(self, model: Model | None) -> None:
         """Said only of a model that fits: a pipeline that stands still must not look healthy in the log."""
+        self.last = model
         self._state.executed_on = model.executed_on if model else ""
         if model:
             self._log.info("model_loaded", model=model.name, executed_on=model.executed_on, artefact=model.artefact[:12])

@@ -2,11 +2,14 @@
 
 Holes are looked for within one epoch and lane, between the least and the greatest seq that came: an epoch need not begin
 at 1 (a restart begins a new epoch, and seq goes on). A hole that a gap record explains is a declared loss, no gap.
+
+Gap records go to every receiver, also those of lanes that a receiver may not have (privacy classes). What they declare is lost
+to it only if it has had something of that lane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -31,6 +34,7 @@ class Account(msgspec.Struct, kw_only=True):
     """One gateway. received = unique + duplicates; duplicates = repeated (same id) + same_content (other id, same content).
 
     Duplicates were recognised and not kept; `kept_twice` counts ids that stand in the file twice, which must not be.
+    `not_for_here`: records that gap records declare gone, of privacy classes of which nothing came here.
     """
 
     site: str
@@ -45,6 +49,7 @@ class Account(msgspec.Struct, kw_only=True):
     holes: list[Hole] = []
     declared_lost: int = 0
     lost_reasons: dict[str, int] = {}
+    not_for_here: int = 0
     epochs: int = 0
     lanes: dict[str, int] = {}
     sources: dict[str, int] = {}
@@ -94,12 +99,14 @@ def statistics(rows: Rows) -> Statistics:
     for site, gateway, count in rows.twice:
         of(site, gateway).kept_twice = count
     for (site, gateway), account in accounts.items():
-        declared = _declare(account, [body for s, g, body in rows.gaps if (s, g) == (site, gateway)])
-        _look_for_holes(account, [row[2:] for row in rows.ranges if row[:2] == (site, gateway)], declared)
+        ranges = [row[2:] for row in rows.ranges if row[:2] == (site, gateway)]
+        came = {lane for _, lane, *_ in ranges}
+        declared = _declare(account, [body for s, g, body in rows.gaps if (s, g) == (site, gateway)], came)
+        _look_for_holes(account, ranges, declared)
     return _summed(list(accounts.values()))
 
 
-def _declare(account: Account, bodies: Iterable[str]) -> dict[tuple[str, str], Ranges]:
+def _declare(account: Account, bodies: Iterable[str], came: Container[str]) -> dict[tuple[str, str], Ranges]:
     """Counts what gap records say is lost. Returns (epoch, lane) -> the ranges that they explain."""
     explained: dict[tuple[str, str], Ranges] = {}
     for body in bodies:
@@ -107,6 +114,9 @@ def _declare(account: Account, bodies: Iterable[str]) -> dict[tuple[str, str], R
             gap = msgspec.json.decode(body, type=Gap)
         except msgspec.DecodeError:
             account.lost_reasons.setdefault("unreadable gap record", 0)
+            continue
+        if gap.lane is not gap.lane.kind and gap.lane.value not in came:
+            account.not_for_here += gap.count
             continue
         account.declared_lost += gap.count
         account.lost_reasons[gap.reason] = account.lost_reasons.get(gap.reason, 0) + gap.count

@@ -22,6 +22,7 @@ from edge_runtime import config
 from edge_runtime.adapter import Adapter, Exhausted, Line, Unusable
 from edge_runtime.ports import EdgeError
 from edge_runtime.records import Sample, Stamp
+from edge_runtime.saying import told
 from edge_runtime.sources.backoff import Backoff
 from edge_runtime.sources.decoding import Decoder
 from edge_runtime.sources.handover import Accept, Handover
@@ -271,8 +272,8 @@ class Source:
         kind = type(error).__name__
         if kind not in self._kinds_logged:
             self._kinds_logged[kind] = None
-            self._log.error("adapter_broke_its_contract", where=where, kind=kind, error=str(error), exc_info=error)
-        return _Failure(f"{kind}: {error}", "this is a bug in the adapter: it raises only LinkLost, Unusable or Exhausted")
+            self._log.error("adapter_broke_its_contract", where=where, kind=kind, exc_info=error)
+        return _Failure(told(error), "this is a bug in the adapter: it raises only LinkLost, Unusable or Exhausted")
 
     # --- waiting, and being interrupted ------------------------------------------------------------------------------
 

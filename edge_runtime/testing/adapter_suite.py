@@ -12,7 +12,8 @@
         def nowhere(self, options):                       # the same, but nobody is there
             return {**options, "port": "/dev/null"}
 
-Give what else your device can do (`speak`, `change`, `stall`, `resume`); a rule that needs it is skipped otherwise.
+Give what else your device can do (`speak`, `change`, `stall`, `resume`). A rule that needs what is not given (`outside`,
+`nowhere`, `stall`) is no test of your suite: it is not collected, so that a skip always means that something is missing.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class AdapterSuite:
         """The MQTT that the adapter gets (default: there is none)."""
         return None
 
-    def nowhere(self, options: dict[str, Any]) -> dict[str, Any] | None:
+    def nowhere(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options under which nothing answers."""
-        return None
+        raise NotImplementedError
 
     async def speak(self) -> None:
         """Pushed adapters: makes the device send one message. Called before each read that has to return."""
@@ -74,14 +75,27 @@ class AdapterSuite:
         """Gives the device values that it never had before; returns what a read must say of them now."""
         return None
 
-    async def stall(self) -> bool:
-        """From now on the device is silent, with the connection open. False: it cannot do that."""
-        return False
+    async def stall(self) -> None:
+        """From now on the device is silent, with the connection open."""
+        raise NotImplementedError
 
     async def resume(self) -> None:
         """It answers again (also what it was asked in the meantime, if that is what the device does)."""
 
     # --- the rules ---------------------------------------------------------------------------------------------------
+
+    def __init_subclass__(cls) -> None:
+        """Takes away the rules that need what this suite does not give (pytest collects no None), and no others: a suite made
+        from one that gave less has them again."""
+        given = {
+            "test_a_missing_library_is_unusable_with_a_hint": bool(cls.outside),
+            "test_open_makes_one_attempt_and_close_after_it_is_fine": cls.nowhere is not AdapterSuite.nowhere,
+            "test_a_late_answer_is_never_taken_for_the_next_one": cls.stall is not AdapterSuite.stall,
+        }
+        for rule, is_given in given.items():
+            ours = vars(AdapterSuite)[rule]
+            if rule not in vars(cls) and getattr(cls, rule) in (ours, None):
+                setattr(cls, rule, ours if is_given else None)
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
@@ -118,8 +132,6 @@ class AdapterSuite:
 
     def test_a_missing_library_is_unusable_with_a_hint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Rule 6."""
-        if not self.outside:
-            pytest.skip("the adapter declares no outside library")
 
         async def scenario() -> None:
             async with self.device() as (options, points):
@@ -149,10 +161,7 @@ class AdapterSuite:
 
         async def scenario() -> None:
             async with self.device() as (options, points):
-                elsewhere = self.nowhere(options)
-                if elsewhere is None:
-                    pytest.skip("the suite was given no `nowhere`")
-                adapter = self._build(elsewhere, points)
+                adapter = self._build(self.nowhere(options), points)
                 for _ in range(2):
                     with pytest.raises((LinkLost, Unusable)) as caught:
                         await self._bounded(adapter.open)
@@ -211,8 +220,7 @@ class AdapterSuite:
         async def scenario(adapter: Adapter) -> None:
             await self._read(adapter)
             for _ in range(3):
-                if not await self.stall():
-                    pytest.skip("the suite was given no `stall`")
+                await self.stall()
                 await self._give_up_reading(adapter, 0.2)
                 await self.resume()
                 expected = await self.change()

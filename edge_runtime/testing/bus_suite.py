@@ -127,6 +127,32 @@ class BusSuite:
 
         self.play(scenario)
 
+    def test_what_is_unsubscribed_comes_no_more(self) -> None:
+        async def scenario(broker: BrokerInTest) -> None:
+            one, other = await connect(broker), await connect(broker)
+            await one.subscribe("a", "b", "c/+")
+            await other.publish("a", b"before", qos=1)
+            assert payloads(await take(one, 1)) == [b"before"]
+            await one.unsubscribe("a", "c/+", "never/subscribed")
+            for topic in ("a", "b", "c/d"):
+                await other.publish(topic, b"after", qos=1)
+            assert [each.topic for each in await take(one, 1)] == ["b"]
+            await nothing_comes(one)
+            await one.subscribe("a")
+            await other.publish("a", b"again", qos=1)
+            assert payloads(await take(one, 1)) == [b"again"]
+            with pytest.raises(BrokerError, match="not a topic filter"):
+                await one.unsubscribe("a/#/b")
+            waiting = asyncio.create_task(one.receive())
+            broker.kill()
+            with pytest.raises(BrokerError):
+                await waiting
+            with pytest.raises(BrokerError):
+                await one.unsubscribe("a")
+            await close(one, other)
+
+        self.play(scenario)
+
     def test_a_kept_session_gets_what_came_while_it_was_away(self) -> None:
         async def scenario(broker: BrokerInTest) -> None:
             kept = broker.address(client_id="kept", clean=False)

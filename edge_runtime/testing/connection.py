@@ -1,5 +1,5 @@
-"""A node's side of a simulated MQTT connection (ports.Bus, ports.Connection), and the way to the broker. network.py is the
-other side."""
+"""A node's side of a simulated MQTT connection (ports.Bus, ports.Connection), and the way to the broker: lan.py is the network
+between them, network.py the other side."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edge_runtime.ports import Address, BrokerError, Message, Will
 from edge_runtime.testing.fence import Fence
 
 if TYPE_CHECKING:
+    from edge_runtime.testing.lan import Lan
     from edge_runtime.testing.network import FakeBroker, Session
 
 PUBLISH_INFLIGHT_MAX = 100
@@ -35,24 +36,31 @@ class Stored:
 
 
 class Way:
-    """One direction of a connection: in order, each packet after a delay. While the node is cut off, packets pile up."""
+    """One direction of a connection: in order, each packet after a delay. While the nodes are parted, packets pile up."""
 
-    def __init__(self, broker: FakeBroker, node: str) -> None:
-        self._broker = broker
-        self._node = node
+    def __init__(self, lan: Lan, source: str, target: str) -> None:
+        self._lan = lan
+        self._pair = (source, target)
         self._packets: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._last_s = 0.0
 
     def send(self, callback: Callable[..., object], *args: Any) -> None:
         self._packets.append((callback, args))
-        self._broker.loop.outside(self._broker.delay(), self._arrive)
+        now_s = self._lan.loop.time()
+        self._last_s = max(self._last_s, now_s + self._lan.delay(*self._pair))
+        self._lan.loop.outside(self._last_s - now_s, self._arrive)
+
+    def send_qos0(self, callback: Callable[..., object], *args: Any) -> None:
+        if not self._lan.loses(*self._pair):
+            self.send(callback, *args)
 
     def lose(self) -> None:
         """What is on the way never arrives."""
         self._packets.clear()
 
     def _arrive(self) -> None:
-        if self._node in self._broker.cut_off:
-            self._broker.hold(self._node, self._arrive)
+        if not self._lan.reaches(*self._pair):
+            self._lan.hold(self._pair, self._arrive)
         elif self._packets:
             callback, args = self._packets.popleft()
             callback(*args)
@@ -61,8 +69,8 @@ class Way:
 class FakeBus:
     """ports.Bus of one node."""
 
-    def __init__(self, broker: FakeBroker, fence: Fence) -> None:
-        self._broker = broker
+    def __init__(self, lan: Lan, fence: Fence) -> None:
+        self._lan = lan
         self._fence = fence
 
     async def connect(self, address: Address, *, will: Will | None = None, timeout_s: float = 5.0) -> FakeConnection:
@@ -70,8 +78,8 @@ class FakeBus:
         where = f"{address.host}:{address.port}"
         if not address.clean and not address.client_id:
             raise BrokerError(f"{where}: no client_id", "a session that is kept (clean: false) needs a client_id")
-        connection = FakeConnection(self._broker, address, will, self._fence)
-        connection.up.send(self._broker.open, connection, address)
+        connection = FakeConnection(self._lan, address, will, self._fence)
+        connection.up.send(self._lan.knock, connection, address)
         try:
             async with asyncio.timeout(timeout_s):
                 await connection.accepted
@@ -86,18 +94,22 @@ class FakeBus:
 class FakeConnection:
     """ports.Connection; `session` is the broker's side of it (None: the broker has none, or not any more)."""
 
-    def __init__(self, broker: FakeBroker, address: Address, will: Will | None, fence: Fence) -> None:
-        self.node = fence.node
+    def __init__(self, lan: Lan, address: Address, will: Will | None, fence: Fence) -> None:
+        self.node, self.host = fence.node, lan.resolve(fence.node, address.host)
         self.will = will
         self.keepalive_s = address.keepalive_s
-        self.generation = next(broker.generations)
+        self.generation = next(lan.generations)
+        self.broker: FakeBroker | None = None
+        """The one that it has come to."""
         self.session: Session | None = None
-        self.up, self.down = Way(broker, fence.node), Way(broker, fence.node)
-        self.accepted: asyncio.Future[None] = broker.loop.create_future()
+        self.silent_since: float | None = None
+        """Nothing comes through since then; both sides find out."""
+        self.up, self.down = Way(lan, self.node, self.host), Way(lan, self.host, self.node)
+        self.accepted: asyncio.Future[None] = lan.loop.create_future()
         self.closed = asyncio.Event()
         """The broker has read our DISCONNECT, and all that stood before it."""
         self.session_present = False
-        self._broker = broker
+        self._lan = lan
         self._fence = fence
         self._where = f"{address.host}:{address.port}"
         self._lost: str = ""
@@ -108,7 +120,13 @@ class FakeConnection:
         self._arrived = asyncio.Event()
         self._unacknowledged: dict[int, Message] = {}
         self._done: set[int] = set()
+        lan.connections[self.generation] = self
         fence.on_fall.append(self.fell)
+
+    @property
+    def is_lost(self) -> bool:
+        """The node has given it up; the broker may not know yet."""
+        return bool(self._lost)
 
     # --- ports.Connection --------------------------------------------------------------------------------------------
 
@@ -118,7 +136,7 @@ class FakeConnection:
             raise BrokerError(f"topic {topic!r}: wildcards or nothing in it", "no wildcards, at most 65535 bytes")
         self._check()
         if qos == 0:
-            self.up.send(self._broker.on_publish, self, Stored(topic, payload, 0, retain), 0)
+            self.up.send_qos0(self._at_broker.on_publish, self, Stored(topic, payload, 0, retain), 0)
             return
         await self._window.acquire()
         try:
@@ -126,16 +144,21 @@ class FakeConnection:
         except BrokerError:
             self._window.release()
             raise
-        self.up.send(self._broker.on_publish, self, Stored(topic, payload, qos, retain), answer)
+        self.up.send(self._at_broker.on_publish, self, Stored(topic, payload, qos, retain), answer)
         await self._answers[answer]
 
     async def subscribe(self, *filters: str, qos: int = 1) -> None:
         await self._fence.passage()
-        bad = [each for each in filters if not _is_filter(each)]
-        if bad:
-            raise BrokerError(f"not a topic filter: {', '.join(bad)}", "+ stands alone in a level, # in the last one")
+        _check_filters(filters)
         answer = self._ask()
-        self.up.send(self._broker.on_subscribe, self, filters, qos, answer)
+        self.up.send(self._at_broker.on_subscribe, self, filters, qos, answer)
+        await self._answers[answer]
+
+    async def unsubscribe(self, *filters: str) -> None:
+        await self._fence.passage()
+        _check_filters(filters)
+        answer = self._ask()
+        self.up.send(self._at_broker.on_unsubscribe, self, filters, answer)
         await self._answers[answer]
 
     async def receive(self) -> Message:
@@ -154,13 +177,13 @@ class FakeConnection:
         while (oldest := next(iter(self._unacknowledged), None)) is not None and oldest in self._done:
             self._done.discard(oldest)
             del self._unacknowledged[oldest]
-            self.up.send(self._broker.on_puback, self, oldest)
+            self.up.send(self._at_broker.on_puback, self, oldest)
 
     async def close(self) -> None:
         await self._fence.passage()
         if not self._lost:
             self.lose("the connection was closed by us")
-            self.up.send(self._broker.on_disconnect, self)
+            self.up.send(self._at_broker.on_disconnect, self)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S_MAX):
                     await self.closed.wait()
@@ -206,29 +229,42 @@ class FakeConnection:
         self._arrived.set()
         if not self._fence.fallen:
             self._fence.on_fall.remove(self.fell)
+        self._lan.over(self)
 
     def give_up(self) -> None:
         """The node closes its socket without a DISCONNECT."""
         self.lose("the broker did not answer")
-        self.up.send(self._broker.on_lost, self)
+        self.up.send(self._lan.lost, self)
 
     def fell(self) -> None:
         """The node was killed: its kernel closes the socket; what stands unsent in it may go out or not."""
         if not self._lost:
             self._lost = "killed"
-            if self._broker.rng.random() < 0.5:
+            if self._lan.rng.random() < 0.5:
                 self.up.lose()
-            self.up.send(self._broker.on_lost, self)
+            self.up.send(self._lan.lost, self)
+            self._lan.over(self)
+
+    @property
+    def _at_broker(self) -> FakeBroker:
+        assert self.broker is not None, "it was accepted by nobody"
+        return self.broker
 
     def _ask(self) -> int:
         self._check()
         answer = next(self._ids)
-        self._answers[answer] = self._broker.loop.create_future()
+        self._answers[answer] = self._lan.loop.create_future()
         return answer
 
     def _check(self) -> None:
         if self._lost:
             raise BrokerError(f"{self._where}: {self._lost}")
+
+
+def _check_filters(filters: tuple[str, ...]) -> None:
+    bad = [each for each in filters if not _is_filter(each)]
+    if bad:
+        raise BrokerError(f"not a topic filter: {', '.join(bad)}", "+ stands alone in a level, # in the last one")
 
 
 def _is_filter(text: str) -> bool:

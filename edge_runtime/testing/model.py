@@ -30,6 +30,8 @@ class ModelFaults(msgspec.Struct):
     """A window does not come back in time."""
     poison: Callable[[Values], bool] = lambda values: False
     """Windows that the model cannot compute, while it passes its known answers."""
+    takes_s: float = 0.0
+    """Of one window; a model computes one after the other."""
 
 
 class FakeModels:
@@ -55,6 +57,8 @@ class FakeModel(Model):
         self.name, self.version, self.rows, self.points = name, "1", world.rows, world.points
         self.outputs: tuple[str, ...] = ("score",)
         self.threshold, self.artefact, self.executed_on = world.threshold, world.artefact, "fake:cpu"
+        self.service_ns = round(world.faults.takes_s * 1e9) or 1_000_000
+        self._turn = asyncio.Lock()
         self._shut = False
 
     async def infer(self, values: Values) -> Inference:
@@ -68,8 +72,11 @@ class FakeModel(Model):
             raise Stuck("the accelerator is stuck", "this is a test")
         if faults.refuse or faults.poison(values):
             raise EngineError(faults.refuse or "output score is nan", "this is a test")
+        if faults.takes_s:
+            async with self._turn:
+                await asyncio.sleep(faults.takes_s)
         weights = 10.0 ** np.arange(len(self.points))
-        return Inference({"score": float(values[-1] @ weights)}, self.executed_on, self.artefact)
+        return Inference({"score": float(values[-1] @ weights)}, self.executed_on, self.artefact, self.threshold)
 
     def close(self) -> None:
         self._world.closed += not self._shut

@@ -1,10 +1,8 @@
-"""MQTT in the simulator: a broker, and connections to it that are slow, break, and are cut off. Everything drawn from the seed.
+"""MQTT in the simulator: a broker at a node of the simulated network (lan.py).
 
-    broker = FakeBroker(loop, queued_max=100)
-    bus = broker.bus(fence)                  # ports.Bus of one node; when its fence falls, the broker sees its sockets close
+    broker = FakeBroker(lan, "gw-1", queued_max=100)
+    bus = lan.bus(fence)                     # ports.Bus of one node; when its fence falls, the broker sees its sockets close
     broker.kill(); broker.start()            # kill -9 of the broker; sessions and retained messages survive if it is `persistent`
-    broker.drop("press-1")                   # its connections break; what was on the way, either way, is lost
-    broker.cut("press-1"); broker.heal("press-1")       # nothing comes through; who notices, notices by keepalive
 
 It does what mosquitto does where that hurts: of QoS 1 at most `inflight_max` messages are unacknowledged and `queued_max` wait,
 what comes beyond that is dropped without a word (`dropped` counts) although its publisher gets a PUBACK; after a reconnect
@@ -13,17 +11,15 @@ what was not acknowledged comes again, as a duplicate, and message ids start aga
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from edge_runtime.ports import Address
-from edge_runtime.testing.connection import FakeBus, FakeConnection, Stored
-from edge_runtime.testing.fence import Fence
-from edge_runtime.testing.loop import VirtualLoop
+from edge_runtime.testing.connection import FakeConnection, Stored
+from edge_runtime.testing.lan import Lan
 
 
 def matches(topic: str, pattern: str) -> bool:
@@ -67,13 +63,15 @@ class Session:
 
 
 class FakeBroker:
-    """The broker, and the network around it. See the module's text."""
+    """See the module's text."""
 
     def __init__(
         self,
-        loop: VirtualLoop,
+        lan: Lan,
+        node: str = "broker",
+        port: int = 1883,
         *,
-        delay_s: tuple[float, float] = (0.0002, 0.005),
+        running: bool = True,
         queued_max: int = 1_000,
         inflight_max: int = 20,
         persistent: bool = True,
@@ -81,31 +79,32 @@ class FakeBroker:
         refuse: Callable[[Address], str] = lambda _: "",
     ) -> None:
         """`lifetime_s`: a connection breaks by itself after so long, on average. `refuse` says why an address is refused."""
-        self.loop = loop
-        self.running = True
+        self.node, self.port = node, port
+        self.running = False
+        self.died = asyncio.Event()
+        """Set while it does not run."""
         self.dropped = 0
-        self.cut_off: dict[str, float] = {}
         self.retained: dict[str, Stored] = {}
         self.queued_max = queued_max
         self.inflight_max = inflight_max
-        self.rng: random.Random = loop.rng("broker")
-        self._delay_s = delay_s
+        self._lan = lan
         self._persistent = persistent
         self._lifetime_s = lifetime_s
         self._refuse = refuse
         self._sessions: dict[str, Session] = {}
-        self._held: dict[str, list[Callable[[], None]]] = {}
         self._connections: dict[int, FakeConnection] = {}
-        self.generations = itertools.count(1)
+        if running:
+            self.start()
 
     # --- for the harness ---------------------------------------------------------------------------------------------
 
-    def bus(self, fence: Fence | None = None) -> FakeBus:
-        return FakeBus(self, fence or Fence("harness"))
-
     def kill(self) -> None:
         """Its sockets close at once; no wills are sent."""
+        if not self.running:
+            return
         self.running = False
+        self.died.set()
+        del self._lan.listening[self.node, self.port]
         for connection in list(self._connections.values()):
             self._forget(connection)
             connection.up.lose()
@@ -114,44 +113,21 @@ class FakeBroker:
             self._sessions.clear()
             self.retained.clear()
 
+    @property
+    def taken(self) -> bool:
+        """Its port, by itself or by another one."""
+        return (self.node, self.port) in self._lan.listening
+
     def start(self) -> None:
+        assert not self.taken
         self.running = True
-
-    def drop(self, node: str) -> None:
-        for connection in [each for each in self._connections.values() if each.node == node]:
-            self.sever(connection)
-
-    def sever(self, connection: FakeConnection) -> None:
-        """The connection breaks without a DISCONNECT."""
-        connection.up.lose()
-        connection.down.lose()
-        connection.lose("the connection broke")
-        self.on_lost(connection)
-
-    def cut(self, node: str) -> None:
-        """Nothing comes through, and nobody is told. The node notices first, then the broker (1.5 times keepalive)."""
-        since = self.cut_off.setdefault(node, self.loop.time())
-        for connection in [each for each in self._connections.values() if each.node == node]:
-            self.loop.outside(1.25 * connection.keepalive_s, self._silent, connection, since, connection.give_up)
-            self.loop.outside(1.5 * connection.keepalive_s, self._silent, connection, since, self.on_lost, connection)
-
-    def heal(self, node: str) -> None:
-        if self.cut_off.pop(node, None) is None:
-            return
-        for arrive in self._held.pop(node, []):
-            arrive()
+        self.died.clear()
+        self._lan.listening[self.node, self.port] = self
 
     # --- for connections: what arrives at the broker -----------------------------------------------------------------
 
-    def delay(self) -> float:
-        return self.rng.uniform(*self._delay_s)
-
-    def hold(self, node: str, arrive: Callable[[], None]) -> None:
-        """A packet would arrive, but the node is cut off."""
-        self._held.setdefault(node, []).append(arrive)
-
     def open(self, connection: FakeConnection, address: Address) -> None:
-        reason = "connection refused" if not self.running else self._refuse(address)
+        reason = self._refuse(address)
         if reason:
             connection.down.send(connection.lose, reason)
             return
@@ -171,7 +147,7 @@ class FakeBroker:
         connection.down.send(connection.accept, present)
         session.pump(self.inflight_max)
         if self._lifetime_s is not None:
-            self.loop.outside(self.rng.expovariate(1 / self._lifetime_s), self._worn_out, connection)
+            self._lan.loop.outside(self._lan.rng.expovariate(1 / self._lifetime_s), self._worn_out, connection)
 
     def on_publish(self, connection: FakeConnection, stored: Stored, mid: int) -> None:
         if connection.session is None:
@@ -190,6 +166,12 @@ class FakeBroker:
             for stored in self.retained.values():
                 if matches(stored.topic, pattern):
                     self._offer(session, replace(stored, qos=min(stored.qos, qos)))
+
+    def on_unsubscribe(self, connection: FakeConnection, filters: tuple[str, ...], answer: int) -> None:
+        if connection.session is not None:
+            for pattern in filters:
+                connection.session.filters.pop(pattern, None)
+            connection.down.send(connection.on_suback, answer)
 
     def on_puback(self, connection: FakeConnection, mid: int) -> None:
         if connection.session is not None:
@@ -222,7 +204,7 @@ class FakeBroker:
     def _offer(self, session: Session, stored: Stored) -> None:
         if stored.qos == 0:
             if session.connection is not None:
-                session.connection.down.send(session.connection.deliver, stored, 0)
+                session.connection.down.send_qos0(session.connection.deliver, stored, 0)
         elif len(session.waiting) >= self.queued_max:
             self.dropped += 1
         else:
@@ -237,11 +219,8 @@ class FakeBroker:
             session.detached()
             if not session.kept:
                 self._sessions.pop(session.client_id, None)
-
-    def _silent(self, connection: FakeConnection, since: float, then: Callable[..., object], *args: Any) -> None:
-        if self.cut_off.get(connection.node) == since:
-            then(*args)
+        self._lan.over(connection)
 
     def _worn_out(self, connection: FakeConnection) -> None:
         if connection.generation in self._connections:
-            self.sever(connection)
+            self._lan.sever(connection)

@@ -24,7 +24,7 @@ import structlog
 
 from edge_runtime import config
 from edge_runtime.config import AnySink, Config
-from edge_runtime.gateway import Gateway, World
+from edge_runtime.gateway import Gateway
 from edge_runtime.pipeline.windowing import Window, Windowing
 from edge_runtime.ports import Address
 from edge_runtime.records import Gap, Lane, Record, Result, Sample
@@ -35,6 +35,7 @@ from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, Vi
 from edge_runtime.testing.mailbox import UNACKNOWLEDGED_MAX, Mailbox
 from edge_runtime.testing.model import FakeModels
 from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
+from edge_runtime.world import World
 
 __all__ = ["Broken", "Outcome", "Simulation", "simulate"]
 

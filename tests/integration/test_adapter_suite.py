@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modbus_devices import Libmodbus, libmodbus
 
-from edge_adapters.modbus import Modbus
 from edge_runtime import adapter as contract
 from edge_runtime import config
 from edge_runtime.adapter import Adapter, Field, LinkLost, Sample, Value
@@ -89,9 +87,8 @@ class WindSuite(AdapterSuite):
         self.station.speed += 1.0
         return {"speed": self.station.speed, "gust": None}
 
-    async def stall(self) -> bool:
+    async def stall(self) -> None:
         self.station.awake.clear()
-        return True
 
     async def resume(self) -> None:
         self.station.awake.set()
@@ -143,33 +140,6 @@ def test_supervised_it_survives_a_station_that_is_absent_silent_and_started_agai
         assert source.state.phase == "stopped"
 
     asyncio.run(scenario())
-
-
-class TestModbus(AdapterSuite):
-    """Against libmodbus: register 0 holds the number of the answer, so a late or repeated one gives itself away."""
-
-    adapter = Modbus
-    outside = ("pymodbus",)
-    server: Libmodbus
-
-    @asynccontextmanager
-    async def device(self) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        with libmodbus(self.folder) as self.server:
-            yield {"host": "127.0.0.1", "port": self.server.port}, [{"name": "n", "address": 0, "type": "uint16"}]
-
-    def nowhere(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {**options, "port": 1}
-
-    async def change(self) -> Mapping[str, Value]:
-        await asyncio.sleep(0.05)  # a request that was given up may still be on its way to the server's log
-        return {"n": (len(self.server.requests()) + 1) % 256}
-
-    async def stall(self) -> bool:
-        self.server.stall()
-        return True
-
-    async def resume(self) -> None:
-        self.server.go_on()
 
 
 class TestFaulty(AdapterSuite):
@@ -346,7 +316,7 @@ def test_the_suite_notices(
     suite.folder = tmp_path
     with pytest.raises((Exception, pytest.fail.Exception)):
         getattr(suite, rule)()
-    type(suite).adapter = wind_station.Wind
+    Planted.adapter, Planted.answer_s_max = wind_station.Wind, AdapterSuite.answer_s_max
     getattr(suite, rule)()
 
 
@@ -357,3 +327,37 @@ def test_the_suite_notices_an_import_of_the_outside_library() -> None:
 
     with pytest.raises(AssertionError, match="structlog"):
         Planted().test_importing_it_imports_no_outside_library()
+
+
+def _rules(suite: type[AdapterSuite]) -> set[str]:
+    return {name for name in dir(suite) if name.startswith("test_") and callable(getattr(suite, name))}
+
+
+def test_a_rule_that_needs_what_is_not_given_is_no_test() -> None:
+    class Bare(AdapterSuite):
+        adapter = Faulty
+
+    class Full(Bare):
+        outside = ("structlog",)
+
+        def nowhere(self, options: dict[str, Any]) -> dict[str, Any]:
+            return options
+
+        async def stall(self) -> None: ...
+
+    class Own(Bare):
+        def test_a_late_answer_is_never_taken_for_the_next_one(self) -> None:
+            """Shows it in another way."""
+
+    class OwnToo(Own): ...
+
+    late = "test_a_late_answer_is_never_taken_for_the_next_one"
+    needy = {
+        "test_a_missing_library_is_unusable_with_a_hint",
+        "test_open_makes_one_attempt_and_close_after_it_is_fine",
+        late,
+    }
+    assert _rules(AdapterSuite) - _rules(Bare) == needy
+    assert _rules(Full) == _rules(AdapterSuite)
+    assert _rules(OwnToo) == _rules(Bare) | {late}
+    assert vars(Own)[late] is OwnToo.test_a_late_answer_is_never_taken_for_the_next_one

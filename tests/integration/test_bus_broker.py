@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from brokers import Broker, free_port, iotcore, mosquitto
+from waiting import until
 
 from edge_runtime.bus import broker as limits
 from edge_runtime.bus.broker import PahoBus, PahoConnection
@@ -197,7 +198,7 @@ def test_a_killed_broker_is_noticed_by_everyone_who_waits(mosq: Broker) -> None:
             await asyncio.sleep(0.05)
             assert not any(task.done() for task in pending)
             mosq.kill()
-            results = await asyncio.wait_for(asyncio.gather(*pending, return_exceptions=True), 5)
+            results = await asyncio.wait_for(asyncio.gather(*pending, return_exceptions=True), 20)
             assert all(isinstance(each, BrokerError) for each in results)
             assert (await one.receive()).payload == b"before"
             for failing in (one.receive(), one.publish("t", b""), one.publish("t", b"", qos=1), one.subscribe("t")):
@@ -253,7 +254,8 @@ def test_the_inbox_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.M
                 await slow.subscribe("t")
                 for _ in range(50):
                     await fast.publish("t", bytes(100_000), qos=1)
-                await asyncio.sleep(0.2)
+                await until(lambda: slow._inbox_bytes >= 1_000_000)
+                await asyncio.sleep(0.2)  # time for more to come in
                 assert 1_000_000 <= slow._inbox_bytes < 1_100_000 + 1
                 assert len(await take(slow, 50)) == 50
 
@@ -271,7 +273,8 @@ def test_a_coroutine_that_receives_and_publishes_does_not_wait_for_itself(
             async with connected(broker.address()) as one, connected(broker.address()) as fast:
                 await one.subscribe("in")
                 await asyncio.gather(*(fast.publish("in", b"x", qos=1) for _ in range(150)))
-                await asyncio.sleep(0.1)
+                await until(lambda: len(one._inbox) >= 50)
+                await asyncio.sleep(0.1)  # time for more to come in
                 assert len(one._inbox) == 50
                 async with asyncio.timeout(10):
                     for _ in range(150):
@@ -456,7 +459,7 @@ def test_another_client_that_takes_our_id_is_named_as_a_possible_cause(mosq: Bro
     async def main() -> None:
         async with connected(mosq.address(client_id="twin")) as one, connected(mosq.address(client_id="twin")):
             with pytest.raises(BrokerError, match="client_id"):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await one.receive()
 
     run(main)

@@ -49,7 +49,7 @@ async def hosted(one: BrokerHost) -> AsyncIterator[Address]:
         yield address
     finally:
         await one.stop()
-        await asyncio.wait_for(supervisor, 5)
+        await asyncio.wait_for(supervisor, 20)
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -209,7 +209,7 @@ asyncio.run(main())
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
     async def main() -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
                 await (await BUS.connect(Address(host="127.0.0.1", port=port))).close()

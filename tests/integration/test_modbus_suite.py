@@ -46,9 +46,8 @@ class TestModbusTcp(AdapterSuite):
         writer.close()
         return {"level": 70_000 + self._changes, "speed": self._changes + 0.5}
 
-    async def stall(self) -> bool:
+    async def stall(self) -> None:
         self._server.stall()
-        return True
 
     async def resume(self) -> None:
         self._server.go_on()
@@ -83,9 +82,8 @@ class TestModbusRtu(AdapterSuite):
         self._level += 1
         return {"level": self._level, "speed": self._level + 0.5}
 
-    async def stall(self) -> bool:
+    async def stall(self) -> None:
         self._awake.clear()
-        return True
 
     async def resume(self) -> None:
         self._awake.set()

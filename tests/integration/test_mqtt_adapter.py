@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from brokers import Broker, free_port, mosquitto
+from waiting import until
 
 from edge_adapters.mqtt import Mqtt
 from edge_runtime.adapter import LinkLost, Sample, Unusable, Value
@@ -77,7 +78,7 @@ def test_what_was_not_acknowledged_comes_again_with_the_same_id_after_the_connec
         await publish(broker, range(10))
         first = await read(one, 10)
         await one.acknowledge(first[:4])
-        await asyncio.sleep(0.1)
+        await one._connection.publish("elsewhere", b"", qos=1)  # type: ignore[union-attr]  # its answer comes after those went in
         one._connection.abort()  # type: ignore[union-attr]
         with pytest.raises(LinkLost):
             await one.read()
@@ -169,7 +170,7 @@ def test_a_read_takes_what_is_there_up_to_its_limit(tmp_path: Path) -> None:
             one = adapter(broker, batch_max=100)
             await one.open()
             await publish(broker, range(250))
-            await asyncio.sleep(0.1)
+            await until(lambda: len(one._connection._inbox) == 250)  # type: ignore[union-attr]
             assert [len(await one.read()) for _ in range(3)] == [100, 100, 50]
             await one.close()
 
@@ -304,8 +305,7 @@ class TestMqtt(AdapterSuite):
     outside = ("paho",)
     number = 0
 
-    @pytest.mark.skip("paho is no extra: it is installed with every gateway")
-    def test_a_missing_library_is_unusable_with_a_hint(self, monkeypatch: pytest.MonkeyPatch) -> None: ...
+    test_a_missing_library_is_unusable_with_a_hint = None  # type: ignore[assignment]  # paho comes with every gateway
 
     @asynccontextmanager
     async def device(self) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -328,9 +328,8 @@ class TestMqtt(AdapterSuite):
         self.number += 1
         return {"n": self.number}
 
-    async def stall(self) -> bool:
+    async def stall(self) -> None:
         self.broker.freeze()
-        return True
 
     async def resume(self) -> None:
         self.broker.thaw()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from outboxes import SINKS, accounted, draft, everything, gaps_of, new_store, opened, sample, texts
+from waiting import until
 
 from edge_runtime.outbox import tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Position
@@ -25,13 +26,6 @@ from edge_runtime.testing.disk import FaultyDisk, rot
 from edge_runtime.testing.fence import Fence
 
 ROWS = 2_000
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """The store's state has no event: an operator looks at it now and then, and so do we."""
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 # --- full, read-only, failing ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from edge_runtime.outbox.database import SIDE_FILES, FileDisk, Trouble
 from edge_runtime.outbox.room import BATCH_SHARE, PURGE_ROWS_MAX
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import Database
-from edge_runtime.records import LANES, Lane, Record
+from edge_runtime.records import KINDS, Lane, Record
 
 MIB = 2**20
 
@@ -136,7 +136,7 @@ def test_the_least_important_lane_goes_first(tmp_path: Path) -> None:
             assert len(await everything(store, Lane.EVENT)) == 100
             assert not await everything(store, Lane.SAMPLE)
             assert len(await everything(store, Lane.RESULT)) < 60
-            for lane in LANES[1:]:
+            for lane in KINDS[1:]:
                 assert await accounted(store, lane) == ((1, store.heads[lane]),)
 
     asyncio.run(scenario())

@@ -71,6 +71,6 @@ def test_over_https(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_over_mqtt(tmp_path: Path) -> None:
     with mosquitto(tmp_path) as broker, receiver(tmp_path, "--mqtt", broker.url, mqtt=True) as process:
-        sink = MqttSink("site", "gw", "cloud", PahoBus(), broker.address(client_id="gw"), timeout_s=1.0)
+        sink = MqttSink("site", "gw", "cloud", PahoBus(), lambda: broker.address(client_id="gw"), timeout_s=1.0)
         asyncio.run(deliver(sink, process, random.Random(2)))
         check(process)

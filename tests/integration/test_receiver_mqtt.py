@@ -38,7 +38,7 @@ def far_end(tmp_path: Path, broker: Broker) -> Iterator[ReceiverProcess]:
 
 
 def sink(broker: Broker, gateway: str = "gw") -> MqttSink:
-    return MqttSink("site", gateway, "cloud", PahoBus(), broker.address(client_id=gateway), timeout_s=2.0)
+    return MqttSink("site", gateway, "cloud", PahoBus(), lambda: broker.address(client_id=gateway), timeout_s=2.0)
 
 
 async def until_subscribed(broker: Broker) -> None:

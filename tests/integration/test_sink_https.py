@@ -98,7 +98,7 @@ OTHERS_REFUSAL = messages.pack(Failure("seq 0", "fix it", "0123456789abcdef"))
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        (says(reply(b"oops", "500 Internal Server Error")), "status 500: 'oops'"),
+        (says(reply(b"oops", "500 Internal Server Error")), "status 500: 4 bytes"),
         (says(reply(b'{"cause":"disk full","hint":"buy one"}', "503 Service Unavailable")), "disk full"),
         (says(reply(b"<html>400 plain HTTP request sent to HTTPS port</html>", "400 Bad Request")), "status 400"),
         (says(reply(OTHERS_REFUSAL, "400 Bad Request")), "status 400"),

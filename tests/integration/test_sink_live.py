@@ -30,7 +30,7 @@ def made(settings: MqttSink | HttpsSink, local: Address | None = None) -> Sink:
         gateway="gw",
         bus=PahoBus(),
         new_worker=lambda: ThreadWorker("up"),
-        local=local,
+        local=(lambda: local) if local else None,
         resolve=Path,
     )
 
@@ -96,7 +96,7 @@ def test_one_readable_message_a_record_on_its_own_topic(tmp_path: Path) -> None:
 def test_a_broker_that_hangs_is_an_error_in_time(tmp_path: Path) -> None:
     async def main() -> None:
         for receiver in (None, "cloud"):
-            sink = made(MqttSink(type="mqtt", url=broker.url, receiver=receiver, timeout_s=0.5))
+            sink = made(MqttSink(type="mqtt", url=broker.url, receiver=receiver, timeout_s=1.0))
             if receiver is None:
                 await sink.open([])
                 broker.freeze()

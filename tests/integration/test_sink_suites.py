@@ -28,7 +28,7 @@ class ProcessFarEnd:
 
     def sink(self) -> Sink:
         if self.broker is not None:
-            return MqttSink("site", "gw", "cloud", PahoBus(), self.broker.address(client_id="gw"), timeout_s=1.0)
+            return MqttSink("site", "gw", "cloud", PahoBus(), lambda: self.broker.address(client_id="gw"), timeout_s=1.0)
         return HttpsSink("site", "gw", self.process.url, lambda: ThreadWorker("sink"), timeout_s=1.0)
 
     def stop(self) -> None:

@@ -39,6 +39,7 @@ LEVELS: dict[str, int] = {
     "ports": 1,
     "address": 2,
     "document": 2,
+    "saying": 2,
     "adapter": 3,
     "crosschecks": 4,
     "config": 5,
@@ -49,11 +50,13 @@ LEVELS: dict[str, int] = {
     "inference": 8,
     "sources": 8,
     "receiver": 8,
+    "world": 9,
     "pipeline": 9,
-    "gateway": 10,
-    "cli": 11,
-    "__main__": 12,
-    "testing": 13,
+    "building": 10,
+    "gateway": 11,
+    "cli": 12,
+    "__main__": 13,
+    "testing": 14,
 }
 """Rooms of edge_runtime: each imports only rooms of a lower number, and itself."""
 

@@ -104,6 +104,29 @@ def test_paths_as_people_write_them() -> None:
     assert document.dotted(("devices", "bad name", "x")) == 'devices["bad name"].x'
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("float", "did you mean `float32` or `float64`?"),
+        ("floot32", "did you mean `float32`?"),
+        ("text", "known are float32, float64, uint16"),
+    ],
+)
+def test_all_that_are_equally_near_are_hinted_at(word: str, hint: str) -> None:
+    assert document.closest(word, ["float32", "float64", "uint16"], "known are") == hint
+
+
+def test_a_text_is_told_from_a_number() -> None:
+    doc = document.read("a: '5'\nb: 5\nc: .nan\nd: [1]", "f")
+    told = [str(doc.problem((key,), "is wrong", value=doc.at((key,)))) for key in "abcd"]
+    assert told == [
+        'f:1: a: is wrong (it is "5")',
+        "f:2: b: is wrong (it is 5)",
+        'f:3: c: is wrong (it is "nan")',
+        "f:4: d: is wrong",
+    ]
+
+
 def test_passwords_are_not_shown() -> None:
     assert document.shown("mqtt://user:geheim@host:1883/x") == "mqtt://user:***@host:1883/x"
 

@@ -12,6 +12,7 @@ from edge_runtime.ports import Address, BrokerError, Will
 from edge_runtime.testing.bus_suite import INFLIGHT_MAX, QUEUED_MAX, BusSuite, Scenario
 from edge_runtime.testing.connection import FakeConnection
 from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.lan import Lan
 from edge_runtime.testing.loop import VirtualLoop, run
 from edge_runtime.testing.network import FakeBroker, matches
 
@@ -20,9 +21,10 @@ HOST = Address(host="broker", client_id="press-1", clean=False, keepalive_s=2)
 
 class Simulated:
     def __init__(self, loop: VirtualLoop) -> None:
-        self._broker = FakeBroker(loop, queued_max=QUEUED_MAX, inflight_max=INFLIGHT_MAX)
-        self.bus = self._broker.bus()
-        self.kill, self.start, self.sever = self._broker.kill, self._broker.start, self._broker.sever
+        lan = Lan(loop)
+        broker = FakeBroker(lan, queued_max=QUEUED_MAX, inflight_max=INFLIGHT_MAX)
+        self.bus = lan.bus()
+        self.kill, self.start, self.sever = broker.kill, broker.start, lan.sever
 
     def address(self, **changes: Any) -> Address:
         return Address(**{"host": "broker", **changes})
@@ -46,9 +48,10 @@ def loop() -> VirtualLoop:
     return running
 
 
-def simulate(scenario: Callable[[FakeBroker], Awaitable[Any]], *, seed: int = 1, **options: Any) -> Any:
+def simulate(scenario: Callable[[Lan, FakeBroker], Awaitable[Any]], *, seed: int = 1, **options: Any) -> Any:
     async def main() -> Any:
-        return await scenario(FakeBroker(loop(), **options))
+        lan = Lan(loop())
+        return await scenario(lan, FakeBroker(lan, **options))
 
     return run(main, seed=seed)
 
@@ -69,61 +72,61 @@ def test_matches(topic: str, pattern: str, yes: bool) -> None:
 
 
 def test_a_short_cut_delays_and_a_long_one_breaks_the_connection_and_sends_the_will() -> None:
-    async def scenario(broker: FakeBroker) -> None:
+    async def scenario(lan: Lan, broker: FakeBroker) -> None:
         fence = Fence("press-1")
-        one = await broker.bus(fence).connect(HOST, will=Will("status", b"gone"))
-        watcher = await broker.bus().connect(Address(host="broker"))
+        one = await lan.bus(fence).connect(HOST, will=Will("status", b"gone"))
+        watcher = await lan.bus().connect(Address(host="broker"))
         await watcher.subscribe("status", "t")
-        broker.cut("press-1")
+        lan.cut("press-1")
         publish = asyncio.create_task(one.publish("t", b"x", qos=1))
         await asyncio.sleep(1)
         assert not publish.done()
-        broker.heal("press-1")
+        lan.heal("press-1")
         await publish
         assert (await watcher.receive()).payload == b"x"
-        broker.cut("press-1")
+        lan.cut("press-1")
         began = loop().time()
         with pytest.raises(BrokerError, match="did not answer"):
             await one.receive()
         assert (await watcher.receive()).payload == b"gone"
         assert 3 <= loop().time() - began < 3.1
         with pytest.raises(BrokerError, match="no answer within 5 s"):
-            await broker.bus(fence).connect(HOST)
-        broker.heal("press-1")
-        assert (await broker.bus(fence).connect(HOST)).session_present
+            await lan.bus(fence).connect(HOST)
+        lan.heal("press-1")
+        assert (await lan.bus(fence).connect(HOST)).session_present
 
     simulate(scenario)
 
 
 def test_an_attempt_that_began_during_a_cut_succeeds_when_it_heals_in_time() -> None:
-    async def scenario(broker: FakeBroker) -> None:
-        broker.cut("harness")
-        attempt = asyncio.create_task(broker.bus().connect(HOST))
+    async def scenario(lan: Lan, broker: FakeBroker) -> None:
+        lan.cut("harness")
+        attempt = asyncio.create_task(lan.bus().connect(HOST))
         await asyncio.sleep(2)
-        broker.heal("harness")
+        lan.heal("harness")
         await (await attempt).publish("t", b"", qos=1)
 
     simulate(scenario)
 
 
 def test_a_dead_node_is_seen_by_the_broker_and_its_packets_may_or_may_not_arrive() -> None:
-    async def scenario(broker: FakeBroker) -> tuple[bytes, ...]:
-        watcher = await broker.bus().connect(Address(host="broker"))
+    async def scenario(lan: Lan, broker: FakeBroker) -> tuple[bytes, ...]:
+        watcher = await lan.bus().connect(Address(host="broker"))
         await watcher.subscribe("#")
         fence = Fence("press-1")
 
         async def node() -> None:
-            connection = await broker.bus(fence).connect(HOST, will=Will("status", b"gone"))
+            connection = await lan.bus(fence).connect(HOST, will=Will("status", b"gone"))
             try:
                 await connection.publish("t", b"x", qos=1)
                 fence.fall()
                 await asyncio.sleep(1)
             finally:
-                again = await broker.bus(fence).connect(HOST)
+                again = await lan.bus(fence).connect(HOST)
                 await again.publish("t", b"never", qos=1)
 
         async def burst() -> None:
-            connection = await broker.bus(fence).connect(Address(host="broker"))
+            connection = await lan.bus(fence).connect(Address(host="broker"))
             for _ in range(10):
                 await connection.publish("t", b"y")
             fence.fall()
@@ -136,7 +139,7 @@ def test_a_dead_node_is_seen_by_the_broker_and_its_packets_may_or_may_not_arrive
                 async with asyncio.timeout(5):
                     got.append((await watcher.receive()).payload)
             except TimeoutError:
-                assert len(broker._connections) == 1
+                assert len(lan.connections) == 1
                 return tuple(got)
 
     assert {simulate(scenario, seed=seed) for seed in range(0, 20, 2)} == {(b"x", b"gone")}
@@ -146,14 +149,14 @@ def test_a_dead_node_is_seen_by_the_broker_and_its_packets_may_or_may_not_arrive
 def test_connections_wear_out_and_nothing_that_was_acknowledged_is_lost() -> None:
     """A publisher that tries again, a subscriber with a kept session: each message at least once, over any breaks."""
 
-    async def scenario(broker: FakeBroker) -> tuple[list[bytes], int, str]:
+    async def scenario(lan: Lan, broker: FakeBroker) -> tuple[list[bytes], int, str]:
         got: list[bytes] = []
         breaks = 0
 
         async def subscriber() -> None:
             while True:
                 try:
-                    connection = await broker.bus().connect(HOST)
+                    connection = await lan.bus().connect(HOST)
                     await connection.subscribe("t")
                     while True:
                         message = await connection.receive()
@@ -169,7 +172,7 @@ def test_connections_wear_out_and_nothing_that_was_acknowledged_is_lost() -> Non
             for n in range(100):
                 while True:
                     try:
-                        connection = connection or await broker.bus().connect(Address(host="broker"))
+                        connection = connection or await lan.bus().connect(Address(host="broker"))
                         await connection.publish("t", b"%03d" % n, qos=1)
                         break
                     except BrokerError:
@@ -192,13 +195,13 @@ def test_connections_wear_out_and_nothing_that_was_acknowledged_is_lost() -> Non
 
 
 def test_a_broker_without_persistence_comes_back_empty() -> None:
-    async def scenario(broker: FakeBroker) -> bool:
-        one = await broker.bus().connect(HOST)
+    async def scenario(lan: Lan, broker: FakeBroker) -> bool:
+        one = await lan.bus().connect(HOST)
         await one.publish("kept", b"x", qos=1, retain=True)
         broker.kill()
         await asyncio.sleep(1)
         broker.start()
-        one = await broker.bus().connect(HOST)
+        one = await lan.bus().connect(HOST)
         assert bool(broker.retained) == one.session_present
         return one.session_present
 
@@ -207,23 +210,23 @@ def test_a_broker_without_persistence_comes_back_empty() -> None:
 
 
 def test_a_broker_can_refuse() -> None:
-    async def scenario(broker: FakeBroker) -> None:
+    async def scenario(lan: Lan, broker: FakeBroker) -> None:
         with pytest.raises(BrokerError, match="not authorized"):
-            await broker.bus().connect(HOST)
+            await lan.bus().connect(HOST)
 
     simulate(scenario, refuse=lambda _: "the broker refused us: not authorized")
 
 
 def test_lost_connections_leave_nothing_behind() -> None:
-    async def scenario(broker: FakeBroker) -> None:
+    async def scenario(lan: Lan, broker: FakeBroker) -> None:
         fence = Fence("press-1")
         for _ in range(50):
-            one = await broker.bus(fence).connect(HOST)
-            broker.sever(one)
-            two = await broker.bus(fence).connect(HOST)
+            one = await lan.bus(fence).connect(HOST)
+            lan.sever(one)
+            two = await lan.bus(fence).connect(HOST)
             await two.close()
             await asyncio.sleep(1)
         assert not fence.on_fall
-        assert not broker._connections
+        assert not lan.connections
 
     simulate(scenario)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.outbox import intervals
@@ -22,7 +22,6 @@ def send(course: Course, heads: dict[Lane, int], limit: int) -> tuple[Lane, int,
 
 
 @given(HEADS, st.data())
-@settings(deadline=None)
 def test_everything_is_sent_once_whatever_comes_between(heads: dict[Lane, int], data: st.DataObject) -> None:
     course, sent = Course(LANES, {}), []
     for _ in range(data.draw(st.integers(0, 12))):

@@ -362,11 +362,11 @@ def test_a_pipeline_that_broke_unexpectedly_goes_on_where_the_disk_is(tmp_path: 
     broken: list[int] = []
     judge = Pipeline._judge
 
-    async def breaks(self: Pipeline, window: Any) -> Any:
+    def breaks(self: Pipeline, window: Any, found: Any) -> Any:
         if window.values[-1, 0] == 7 and len(broken) < 2:
             broken.append(1)
             raise ZeroDivisionError
-        return await judge(self, window)
+        return judge(self, window, found)
 
     monkeypatch.setattr(Pipeline, "_judge", breaks)
 

@@ -47,7 +47,7 @@ def only(file: Path) -> Account:
     return account
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True).map(sorted), max_size=12), st.randoms())
 def test_any_order_of_any_batches_gives_each_number_once(parts: list[list[int]], rng: random.Random) -> None:
     book = Ledger(Path(":memory:"), "cloud")

@@ -14,7 +14,7 @@ from edge_runtime.pipeline import results, saved
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.saved import Era, Saved
 from edge_runtime.pipeline.windowing import State, Window
-from edge_runtime.records import Draft, Inference, Lane, Result, Sample, Stamp
+from edge_runtime.records import Draft, Inference, Lane, Privacy, Result, Sample, Stamp
 
 
 def stamp(mono_ns: int, boot: str = "boot") -> Stamp:
@@ -29,7 +29,8 @@ def draft(of: Window, model: str = "m@1", identity: str = "site/gateway", pipeli
     name = results.window_name(of)
     result_id = results.content_id(identity, pipeline, model, name)
     inference = Inference({"score": 0.5}, "tflite:cpu", "f" * 64)
-    return results.result(result_id, pipeline, "d", name, of, model, inference, fault="", alarms=("high",))
+    found = results.Found(result_id, name, model, inference)
+    return results.result(pipeline, "d", of, found, alarms=("high",), privacy=Privacy.CLOUD)
 
 
 def test_the_same_window_computed_again_is_the_same_record() -> None:
@@ -67,7 +68,7 @@ def test_a_result_is_read_back_as_it_was_and_is_small() -> None:
 def test_raised_and_cleared_are_two_events_and_each_is_one() -> None:
     raised = Transition("high", True, stamp(4), "score", 0.5, 0.4, "warning")
     cleared = msgspec.structs.replace(raised, raised=False)
-    ids = [results.event_draft("p", "d", "r" * 32, each).unique for each in (raised, cleared, raised)]
+    ids = [results.event_draft("p", "d", "r" * 32, each, Privacy.CLOUD).unique for each in (raised, cleared, raised)]
     assert ids[0] == ids[2] != ids[1]
 
 
@@ -86,7 +87,7 @@ def test_statistics_of_very_large_values_are_numbers() -> None:
 
 
 def test_a_forwarded_sample_names_its_values_and_its_faults() -> None:
-    made = results.sample_draft("p", ["a", "b"], Sample("d", stamp(1), (None, 2), {"a": "missing"}, "m1"))
+    made = results.sample_draft("p", ["a", "b"], Sample("d", stamp(1), (None, 2), {"a": "missing"}, "m1"), Privacy.CLOUD)
     assert json.loads(made.body) == {
         "pipeline": "p", "device": "d", "values": {"a": None, "b": 2}, "faults": {"a": "missing"}, "message_id": "m1",
     }  # fmt: skip

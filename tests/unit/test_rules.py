@@ -151,7 +151,7 @@ def windows(steps: list[tuple[float, float | None, int]]) -> list[tuple[dict[str
 
 
 @given(RULES, STEPS, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_each_event_exactly_once_over_any_crash(
     declared: list[dict[str, object]], steps: list[tuple[float, float | None, int]], data: st.DataObject
 ) -> None:
@@ -178,7 +178,7 @@ def test_each_event_exactly_once_over_any_crash(
 
 
 @given(RULES, STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_raised_and_cleared_alternate_and_only_at_a_value_that_says_so(
     declared: list[dict[str, object]], steps: list[tuple[float, float | None, int]]
 ) -> None:

@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 import structlog
+from waiting import until
 
 from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
 from edge_runtime.cli import run
 from edge_runtime.config import Config, Log
-from edge_runtime.gateway import Gateway, World
+from edge_runtime.gateway import Gateway
 from edge_runtime.outbox.database import FileDisk
 from edge_runtime.ports import EdgeError
 from edge_runtime.testing.adapter import Faulty, NoBus
 from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
+from edge_runtime.world import World
 
 SETTINGS: dict[str, Any] = {
     "site": "s",
@@ -59,12 +61,14 @@ def world(far_end: FakeReceiver, told: list[str]) -> World:
 def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) -> None:
     """Signals come when something is on the disk, 0.2 s apart."""
 
+    def on_the_disk() -> int:
+        with closing(sqlite3.connect(folder / "outbox.db", timeout=30)) as database:
+            return int(database.execute("SELECT count(*) FROM lane_sample").fetchone()[0])
+
     async def both() -> None:
         serving = asyncio.create_task(run._serve(Config.model_validate(SETTINGS), folder, world(far_end, told)))
-        async with asyncio.timeout(30):
-            while "source_connected" not in told:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await until(lambda: "source_connected" in told)
+        await until(lambda: len(far_end.kept) + on_the_disk() > 3)
         for _ in range(signals):
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(0.2)

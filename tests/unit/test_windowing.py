@@ -211,7 +211,7 @@ def test_a_restart_between_two_windows_knows_what_was_held_and_when() -> None:
 
 
 @given(cases())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_a_restart_at_any_instant_makes_the_same_windows(case: Case) -> None:
     unit = make(2, **case.spec.model_dump())
     made: list[list[tuple[object, ...]]] = []
@@ -229,7 +229,7 @@ def test_a_restart_at_any_instant_makes_the_same_windows(case: Case) -> None:
 
 
 @given(cases())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_windows_are_what_the_definition_says(case: Case) -> None:
     unit = make(2, **case.spec.model_dump())
     assert [plain(window) for window in feed(unit, case.samples)] == definition(case)

@@ -86,7 +86,7 @@ def test_what_is_refused(payload: bytes, words: str) -> None:
     assert caught.value.hint
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 10_000), st.sampled_from([Batch, Hello, ReceiptMessage]))
 def test_no_payload_breaks_the_reader(noise: bytes, at: int, kind: type[Batch]) -> None:
     (batch,) = messages.batches("s", "g", records(1, 20))

@@ -12,10 +12,10 @@ from edge_runtime.bus import topics
 from edge_runtime.cli.demo import settings
 from edge_runtime.cli.demo.watching import Comparison, Latencies
 from edge_runtime.config import AnySink
-from edge_runtime.gateway import MakeSink
 from edge_runtime.outbox.sinks.mqtt_live import LiveMessage
 from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Message, Receipt, Sink
 from edge_runtime.records import Record, Result
+from edge_runtime.world import MakeSink
 
 ATTEMPT_S, ATTEMPTS_MAX = 0.1, 100
 """To reach the local broker while it starts."""

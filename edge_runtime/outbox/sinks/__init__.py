@@ -29,10 +29,11 @@ def make(
     gateway: str,
     bus: Bus,
     new_worker: Callable[[], Worker],
-    local: Address | None,
+    local: Callable[[], Address] | None,
     resolve: Callable[[str], Path],
 ) -> Sink:
-    """The sink `name` as configured. `local`: the local broker, for `url: local`; `resolve` makes a configured file name
+    """The sink `name` as configured. `local`: where the local broker is now, for `url: local` (it raises BrokerError while it is
+    nowhere; None: there will never be one); `resolve` makes a configured file name
     a path. Raises SinkError when the settings cannot work."""
 
     def file(configured: str) -> Path | None:
@@ -46,24 +47,30 @@ def make(
             token, ca = file(settings.token_file), file(settings.ca_file)
             return https.HttpsSink(site, gateway, url, new_worker, timeout_s=limit_s, token_file=token, ca_file=ca)
         case MqttSink():
-            address = _address(name, settings, site, gateway, local, file)
+            where = _where(name, settings, site, gateway, local, file)
             if settings.receiver is None:
                 from edge_runtime.outbox.sinks import mqtt_live
 
-                return mqtt_live.MqttLiveSink(site, gateway, bus, address, timeout_s=settings.timeout_s)
+                return mqtt_live.MqttLiveSink(site, gateway, bus, where, timeout_s=settings.timeout_s)
             from edge_runtime.outbox.sinks import mqtt
 
-            return mqtt.MqttSink(site, gateway, settings.receiver, bus, address, timeout_s=settings.timeout_s)
+            return mqtt.MqttSink(site, gateway, settings.receiver, bus, where, timeout_s=settings.timeout_s)
 
 
-def _address(
-    name: str, settings: MqttSink, site: str, gateway: str, local: Address | None, file: Callable[[str], Path | None]
-) -> Address:
+def _where(
+    name: str,
+    settings: MqttSink,
+    site: str,
+    gateway: str,
+    local: Callable[[], Address] | None,
+    file: Callable[[str], Path | None],
+) -> Callable[[], Address]:
     """A stable client id: when we come back, the broker ends our old connection at once instead of keeping both."""
     client_id = f"edge-{site}-{gateway}-{name}"
     if settings.url == "local":
         if local is None:
             raise SinkError(f"sink {name}: there is no local broker", "set `broker.mode`, or give the sink the url of a broker")
-        return msgspec.structs.replace(local, client_id=client_id, clean=True)
+        return lambda: msgspec.structs.replace(local(), client_id=client_id, clean=True)
     ca, cert, key = (str(file(each) or "") for each in (settings.ca_file, settings.cert_file, settings.key_file))
-    return bus_address.address(settings.url, client_id=client_id, ca_file=ca, cert_file=cert, key_file=key)
+    fixed = bus_address.address(settings.url, client_id=client_id, ca_file=ca, cert_file=cert, key_file=key)
+    return lambda: fixed

@@ -100,7 +100,7 @@ class HttpsSink:
     async def _ask(self, path: str, message: Batch | Hello) -> ReceiptMessage:
         self._asked += 1
         status, body, digest = await self._in_time(self._exchange, self._asked, path, message)
-        return self._understood(status, body, digest)
+        return self._understood(status, body, digest, show=isinstance(message, Hello))
 
     async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
         """Takes `timeout_s` at most, whatever the far end does: a server that sends a byte now and then would outwit the
@@ -145,14 +145,15 @@ class HttpsSink:
                 hint = "is the receiver running, and reachable from here?"
         return SinkError(f"{self._url}: {error or type(error).__name__}", hint)
 
-    def _understood(self, status: int, body: bytes, digest: str) -> ReceiptMessage:
-        """Raises Refused when the receiver says that it will never take this payload, SinkError for all other answers."""
+    def _understood(self, status: int, body: bytes, digest: str, *, show: bool) -> ReceiptMessage:
+        """Raises Refused when the receiver says that it will never take this payload, SinkError for all other answers. `show`:
+        our question held no values, so that a strange answer, which may repeat it, may stand in the log."""
         if status == http.HTTPStatus.OK:
             try:
                 answer = messages.unpack(body, ReceiptMessage)
             except BadMessage as error:
                 raise SinkError(
-                    f"{self._url}: no receipt: {error.cause}", f"it says {_shown(body)}; is it `edge-runtime receive`?"
+                    f"{self._url}: no receipt: {error.cause}", f"it says {_shown(body, show)}; is it `edge-runtime receive`?"
                 ) from None
             if answer.gateway != self._gateway:
                 raise SinkError(
@@ -162,7 +163,7 @@ class HttpsSink:
         try:
             failure = msgspec.json.decode(body, type=Failure)
         except msgspec.DecodeError:
-            failure = Failure(_shown(body))
+            failure = Failure(_shown(body, show))
         if failure.refused == digest:
             raise Refused(f"{self._url}: {failure.cause}", failure.hint)
         hint = _HINTS.get(
@@ -233,8 +234,10 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
         raise SinkError(f"ca_file {ca_file}: {error.strerror or error}", "a readable file with a certificate (PEM)") from None
 
 
-def _shown(body: bytes) -> str:
+def _shown(body: bytes, show: bool) -> str:
     """The begin of an answer that nobody expected, fit for a log."""
+    if body and not show:
+        return f"{len(body)} bytes that are none of a receiver's"
     text = body[: SHOWN_MAX * 4].decode(errors="replace").strip()
     return repr(text[:SHOWN_MAX]) if text else "nothing"
 

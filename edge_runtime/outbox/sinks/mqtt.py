@@ -7,7 +7,7 @@ cannot hold. So one batch is under way at a time, and it is done when a receipt 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from edge_runtime.bus import messages, topics
@@ -22,19 +22,22 @@ HELLO_AGAIN_S = 0.5
 
 
 class MqttSink:
-    """ports.Sink through a broker. One connection from `open` to the next `open` or `close`."""
+    """ports.Sink through a broker. One connection from `open` to the next `open` or `close`. `where` is asked at each `open`: a
+    site's broker may move."""
 
     confirms = True
 
-    def __init__(self, site: str, gateway: str, receiver: str, bus: Bus, address: Address, *, timeout_s: float) -> None:
+    def __init__(
+        self, site: str, gateway: str, receiver: str, bus: Bus, where: Callable[[], Address], *, timeout_s: float
+    ) -> None:
         self._site, self._gateway, self._receiver = site, gateway, receiver
-        self._bus, self._address, self._timeout_s = bus, address, timeout_s
+        self._bus, self._where, self._timeout_s = bus, where, timeout_s
         self._connection: Connection | None = None
 
     async def open(self, epochs: Sequence[str]) -> Receipt:
         await self.close()
         async with self._in_time():
-            self._connection = await self._bus.connect(self._address, timeout_s=self._timeout_s)
+            self._connection = await self._bus.connect(self._where(), timeout_s=self._timeout_s)
             await self._connection.subscribe(self._topic("receipt"))
             hello = messages.pack(messages.hello(self._site, self._gateway, epochs))
             return (await self._greet(self._connection, hello, epochs)).receipt()

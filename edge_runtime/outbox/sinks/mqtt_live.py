@@ -6,7 +6,7 @@ What is confirmed is that the broker took the message, at least once. Whether an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -32,16 +32,16 @@ class MqttLiveSink:
 
     confirms = False
 
-    def __init__(self, site: str, gateway: str, bus: Bus, address: Address, *, timeout_s: float) -> None:
+    def __init__(self, site: str, gateway: str, bus: Bus, where: Callable[[], Address], *, timeout_s: float) -> None:
         self._site, self._gateway = site, gateway
-        self._bus, self._address, self._timeout_s = bus, address, timeout_s
+        self._bus, self._where, self._timeout_s = bus, where, timeout_s
         self._connection: Connection | None = None
 
     async def open(self, epochs: Sequence[str]) -> Receipt:
         """An empty receipt: a broker does not know what it had."""
         await self.close()
         try:
-            self._connection = await self._bus.connect(self._address, timeout_s=self._timeout_s)
+            self._connection = await self._bus.connect(self._where(), timeout_s=self._timeout_s)
         except BrokerError as error:
             raise SinkError(error.cause, error.hint) from None
         return Receipt({})

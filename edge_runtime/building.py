@@ -1,0 +1,222 @@
+"""Builds the parts of a gateway from its configuration and its world: each object once, nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import config
+from edge_runtime.adapter import Adapter, Context
+from edge_runtime.inference.model import Model
+from edge_runtime.inference.offering import Offering
+from edge_runtime.inference.shared import Shared
+from edge_runtime.mesh.mesh import Mesh
+from edge_runtime.outbox.database import PAGE_BYTES
+from edge_runtime.outbox.delivery import Delivery
+from edge_runtime.outbox.file import OutboxFile
+from edge_runtime.outbox.store import Store
+from edge_runtime.pipeline.pipeline import Pipeline
+from edge_runtime.ports import Address, Receipt, SinkError
+from edge_runtime.records import Lane, Record, Sample
+from edge_runtime.sources.reporting import Reporter
+from edge_runtime.sources.supervisor import Lines, Source
+from edge_runtime.world import World
+
+WAL_SHARE = 8
+"""One part in so many of the outbox's cap is for the WAL."""
+
+
+class Builder:
+    """Of one gateway."""
+
+    def __init__(self, settings: config.Config, folder: Path, world: World, log: Any) -> None:
+        self._settings, self._folder, self._world, self._log = settings, folder, world, log
+        self._lines = Lines()
+
+    # --- what the configuration says ---
+
+    @property
+    def data_dir(self) -> Path:
+        return self.resolve(self._settings.data_dir)
+
+    def resolve(self, name: str) -> Path:
+        return self._folder / name
+
+    @property
+    def sink_lanes(self) -> dict[str, list[Lane]]:
+        return {name: config.lanes(sink) for name, sink in self._settings.sinks.items()}
+
+    @property
+    def unconfirmed_sinks(self) -> list[str]:
+        """To the broker only."""
+        return [name for name, sink in self._settings.sinks.items() if sink.type == "mqtt" and not sink.receiver]
+
+    @property
+    def pipeline_devices(self) -> dict[str, str]:
+        return {name: pipeline.device for name, pipeline in self._settings.pipelines.items()}
+
+    # --- the disk ---
+
+    def store(self) -> Store:
+        outbox, world = self._settings.outbox, self._world
+        wal_pages = max(16, min(1000, outbox.size_bytes_max // WAL_SHARE // PAGE_BYTES))
+        file = OutboxFile(
+            world.new_disk(wal_pages),
+            self.data_dir / outbox.file,
+            world.clock,
+            size_bytes_max=outbox.size_bytes_max,
+            wal_bytes=2 * wal_pages * PAGE_BYTES,
+        )
+        return Store(
+            file,
+            journal_rows_max=outbox.journal_rows_max,
+            writer=world.new_worker("outbox-writer"),
+            reader=world.new_worker("outbox-reader"),
+            dice=world.dice,
+            log=self._log,
+        )
+
+    # --- from a device to the disk ---
+
+    def adapter(self, name: str) -> Adapter:
+        device = self._settings.devices[name]
+        schema = self._world.adapters[device.adapter]
+        options = schema.Options.model_validate(device.options)
+        return schema(
+            Context(
+                device=name,
+                options=options,
+                points=tuple(schema.Point.model_validate(point) for point in device.points),
+                clock=self._world.clock,
+                dice=self._world.dice,
+                line=self._lines.get(schema.line(name, options)),
+                bus=self._world.bus,
+                log=self._log,
+                resolve=self.resolve,
+            )
+        )
+
+    def source(self, name: str, adapter: Adapter, takers: Sequence[Pipeline], store: Store) -> Source:
+        async def offer(samples: Sequence[Sample]) -> None:
+            for pipeline in takers:
+                pipeline.offer(samples)
+
+        async def journal(samples: Sequence[Sample]) -> None:
+            await store.journal(name, samples)
+
+        async def unreachable(samples: Sequence[Sample]) -> None:
+            for pipeline in takers:
+                pipeline.note_lost(samples)
+
+        device = self._settings.devices[name]
+        return Source(adapter, device, journal if adapter.redelivers else offer, unreachable)
+
+    def pipeline(self, name: str, adapter: Adapter, store: Store, mesh: Mesh | None) -> Pipeline:
+        settings = self._settings.pipelines[name]
+        points = adapter.context.points
+
+        async def open_model() -> Model | None:
+            if settings.model is None:
+                return None
+            return await self._open_model(settings.model, settings.engine, settings.accelerator, f"model-{name}")
+
+        return Pipeline(
+            name,
+            settings,
+            [point.name for point in points],
+            journaled=adapter.redelivers,
+            open_model=open_model,
+            store=store,
+            reporter=Reporter(points),
+            dice=self._world.dice,
+            log=self._log,
+            identity=f"{self._settings.site}/{self._settings.gateway}",
+            place=Shared(settings, mesh.placing) if mesh else None,
+        )
+
+    async def _open_model(self, reference: str, engine: str, accelerator: str, worker: str) -> Model:
+        world, folders = self._world, [self.resolve(self._settings.models_dir)]
+        return await world.open_model(reference, folders, engine, accelerator, lambda: world.new_worker(worker), world.clock)
+
+    # --- from the disk to a far end ---
+
+    def delivery(self, name: str, store: Store, local: Callable[[], Address] | None) -> Delivery:
+        world, settings = self._world, self._settings.sinks[name]
+        try:
+            sink = world.make_sink(
+                name,
+                settings,
+                site=self._settings.site,
+                gateway=self._settings.gateway,
+                bus=world.bus,
+                new_worker=lambda: world.new_worker(f"sink-{name}"),
+                local=local,
+                resolve=self.resolve,
+            )
+        except SinkError as error:
+            sink = _Unmade(error)
+        return Delivery(
+            name,
+            sink,
+            self.sink_lanes[name],
+            store,
+            batch_records_max=settings.batch_records_max,
+            dice=world.dice,
+            log=self._log,
+        )
+
+    # --- the other gateways ---
+
+    def mesh(self, depth: Callable[[], int], needs: Callable[[], Sequence[str]]) -> Mesh:
+        """`depth`: records that wait for a sink; `needs`: names of the models that the pipelines use, as they are now."""
+        world, settings = self._world, self._settings
+        assert settings.mesh is not None
+        offering = self._offering(settings.mesh, lambda: mesh.refresh())
+        worker, read = world.new_worker("vitals"), world.vitals(self.data_dir)
+        mesh = Mesh(
+            settings,
+            bus=world.bus,
+            discovery=world.new_discovery(settings.mesh, settings.broker.listen),
+            new_host=lambda: world.new_host(settings.broker, self.data_dir / "broker"),
+            endpoints=world.reachable(settings),
+            executor=offering,
+            needs=needs,
+            read_vitals=lambda: worker.run(read),
+            outbox_depth=depth,
+            version=world.version,
+            clock=world.clock,
+            dice=world.dice,
+            log=self._log,
+        )
+        mesh.services["models for peers"] = offering.run
+        return mesh
+
+    def _offering(self, mesh: config.Mesh, changed: Callable[[], None]) -> Offering:
+        """The models of its own pipelines, as they run them, and those that it only offers."""
+        how = dict.fromkeys(mesh.offers, ("auto", "cpu"))
+        how.update({each.model: (each.engine, each.accelerator) for each in self._settings.pipelines.values() if each.model})
+
+        async def open_model(reference: str) -> Model:
+            engine, accelerator = how[reference]
+            return await self._open_model(reference, engine, accelerator, "model-for-peers")
+
+        return Offering(list(how) if mesh.accept_tasks else [], open_model, changed, self._world.dice, self._log)
+
+
+class _Unmade:
+    """In the place of a sink whose settings cannot work: it is away for good and says why; the others go on."""
+
+    confirms = False
+
+    def __init__(self, error: SinkError) -> None:
+        self._error = error
+
+    async def open(self, epochs: Sequence[str]) -> Receipt:
+        raise self._error
+
+    async def send(self, records: Sequence[Record]) -> Receipt:
+        raise self._error
+
+    async def close(self) -> None:
+        return

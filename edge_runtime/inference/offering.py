@@ -1,0 +1,97 @@
+"""Models that this gateway computes for its peers (ports.Executor; runs).
+
+They have own sessions, so that a peer's window and an own one never wait for the same lock; what is fast enough runs on the event
+loop here, too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.inference.engine import EngineError
+from edge_runtime.inference.model import Model
+from edge_runtime.ports import Dice, EdgeError, Offer
+from edge_runtime.records import Inference, Tensor
+
+REOPEN_S_MIN, REOPEN_S_MAX = 1.0, 60.0
+"""Between two attempts to open a model that does not work."""
+
+
+class Offering:
+    """`references`: the models, as pipelines name them. `changed` is called whenever `offers` gives something else."""
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        open_model: Callable[[str], Awaitable[Model]],
+        changed: Callable[[], None],
+        dice: Dice,
+        log: Any,
+    ) -> None:
+        self._references = tuple(dict.fromkeys(references))
+        self._open_model, self._changed, self._dice, self._log = open_model, changed, dice, log
+        self._models: dict[str, Model] = {}
+
+    async def run(self) -> None:
+        """Opens them, one after the other, and keeps trying what does not open; until cancelled."""
+        try:
+            left, wait_s = list(self._references), REOPEN_S_MIN
+            causes: dict[str, str] = {}
+            while left:
+                left = [each for each in left if not await self._open(each, causes)]
+                await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s) if left else 0)
+                wait_s = min(wait_s * 2, REOPEN_S_MAX)
+            await asyncio.Event().wait()
+        finally:
+            models, self._models = self._models, {}
+            for model in models.values():
+                model.close()
+
+    async def _open(self, reference: str, causes: dict[str, str]) -> bool:
+        try:
+            model = await self._open_model(reference)
+        except EdgeError as error:
+            if causes.get(reference) != error.cause:
+                self._log.error("model_not_offered", model=reference, cause=error.cause, hint=error.hint)
+            causes[reference] = error.cause
+            return False
+        name = name_of(model)
+        if name in self._models:  # two names of one model
+            model.close()
+            return True
+        self._models[name] = model
+        self._log.info("model_offered", model=name, executed_on=model.executed_on)
+        self._changed()
+        return True
+
+    # --- ports.Executor ---
+
+    def offers(self) -> list[Offer]:
+        return [Offer(name, model.executed_on, model.service_ns, model.artefact) for name, model in sorted(self._models.items())]
+
+    async def execute(self, model: str, tensor: Tensor) -> Inference:
+        found = self._models.get(model)
+        if found is None:
+            raise EngineError(f"model {model} is not offered here", f"offered: {', '.join(sorted(self._models)) or 'none'}")
+        return await found.infer(values_of(tensor))
+
+
+def name_of(model: Model) -> str:
+    """name@version: the same at every gateway."""
+    return f"{model.name}@{model.version}"
+
+
+def tensor_of(values: NDArray[np.float64]) -> Tensor:
+    """A raw window float64[rows, points], as it travels."""
+    return Tensor("float64", values.shape, np.ascontiguousarray(values, "<f8").data.cast("B"))
+
+
+def values_of(tensor: Tensor) -> NDArray[np.float64]:
+    """Raises EngineError: windows are float64[rows, points]."""
+    if tensor.dtype != "float64" or len(tensor.shape) != 2:
+        raise EngineError(f"a window is float64[rows, points], not {tensor.dtype}{list(tensor.shape)}", "send raw values")
+    return np.frombuffer(tensor.data, "<f8").reshape(tensor.shape)

@@ -1,0 +1,127 @@
+"""One gateway's part in the mesh: builds the services of this room once, and says what others may ask of it.
+
+membership   which broker is the site's, or hosts it; opens the connection
+link         the one connection: hands each message to who wants it
+presence     who is here, and how busy; the table of peers
+answering    windows of others, computed here
+asking       windows of ours, computed by others
+placing      decides for each window of ours: here, or which peer
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from edge_runtime.board.vitals import READ_S
+from edge_runtime.bus.frames import Verdict
+from edge_runtime.config import Config
+from edge_runtime.mesh.admission import Outcome
+from edge_runtime.mesh.answering import Answering
+from edge_runtime.mesh.asking import Asking
+from edge_runtime.mesh.link import Link
+from edge_runtime.mesh.membership import Membership
+from edge_runtime.mesh.placing import Placing
+from edge_runtime.mesh.presence import Facts, Presence
+from edge_runtime.ports import (
+    Address,
+    Announcement,
+    BrokerError,
+    Bus,
+    Clock,
+    Dice,
+    Discovery,
+    Endpoint,
+    Executor,
+    Host,
+    Vitals,
+)
+
+
+class Mesh:
+    """`services`: what has to run, by name, in this order. `endpoints`: where others reach the broker that we may host."""
+
+    def __init__(
+        self,
+        settings: Config,
+        *,
+        bus: Bus,
+        discovery: Discovery,
+        new_host: Callable[[], Host],
+        endpoints: tuple[Endpoint, ...],
+        executor: Executor,
+        needs: Callable[[], Sequence[str]],
+        read_vitals: Callable[[], Awaitable[Vitals]],
+        outbox_depth: Callable[[], int],
+        version: str,
+        clock: Clock,
+        dice: Dice,
+        log: Any,
+    ) -> None:
+        assert settings.mesh is not None
+        self.link = Link(settings.site, settings.gateway, dice.token(), log)
+        self.asking = Asking(self.link, clock, log)
+        self.answering = Answering(self.link, executor, settings.mesh, clock, log)
+        self.presence = Presence(
+            self.link, settings, executor.offers, needs, self._facts, clock, dice, log, self.asking.gone, version
+        )
+        self.presence.endpoints = endpoints
+        self.placing = Placing(
+            settings.gateway,
+            self.asking,
+            self.presence.peers,
+            clock,
+            dice,
+            vitals=lambda: self.vitals,
+            tasks=self.answering.backlog,
+        )
+        me = Announcement(
+            site=settings.site,
+            gateway=settings.gateway,
+            instance=self.link.instance,
+            role="guest",
+            endpoints=endpoints,
+            version=version,
+        )
+        self.membership = Membership(
+            settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.births
+        )
+        self.vitals = Vitals()
+        self._read_vitals, self._outbox_depth = read_vitals, outbox_depth
+        self.services: dict[str, Callable[[], Awaitable[None]]] = {
+            "mesh membership": self.membership.run,
+            "mesh presence": self.presence.run,
+            "mesh answering": self.answering.run,
+            "mesh vitals": self._watch_vitals,
+        }
+
+    def refresh(self) -> None:
+        """What this gateway can compute for others has changed."""
+        self.presence.refresh()
+
+    def local(self) -> Address:
+        """Where the site's broker is now. Raises BrokerError while nobody knows."""
+        found = self.membership.local()
+        if found is None:
+            state = self.membership.state
+            raise BrokerError(state.cause or "the site's broker is not known now", state.hint or "see `edge-runtime mesh`")
+        return found
+
+    async def _watch_vitals(self) -> None:
+        while True:
+            self.vitals = await self._read_vitals()
+            await asyncio.sleep(READ_S)
+
+    def _facts(self) -> Facts:
+        """Of this gateway, for its heartbeats."""
+        (own, own_ns), (tasks, tasks_ns) = self.placing.backlog(), self.answering.backlog()
+        return Facts(
+            queue=own + tasks,
+            queue_ns=own_ns + tasks_ns,
+            tasks_in=self.answering.counts[Outcome.DONE],
+            tasks_out=self.asking.verdicts[Verdict.DONE],
+            outbox_depth=self._outbox_depth(),
+            latency_ns=self.asking.round_trip_p50_ns(),
+            vitals=self.vitals,
+        )

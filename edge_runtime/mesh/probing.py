@@ -1,0 +1,100 @@
+"""Is there a broker of our site? (runs) Looks at the retained `brokers` message of whatever listens at an address. A broker that
+has none is somebody else's, or another site's: it is passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from edge_runtime.bus import presence, topics
+from edge_runtime.bus.messages import BadMessage
+from edge_runtime.bus.presence import Brokers
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Endpoint
+
+CONNECT_S_MAX = 1.0
+ANSWER_S_MAX = 0.5
+"""For the retained message, once we are connected."""
+
+IN_FLIGHT_MAX = 16
+"""Addresses that are asked at the same time."""
+
+Tell = Callable[[Brokers], bytes | None]
+"""What to say to a rival on its own broker; None: nothing."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    endpoint: Endpoint
+    brokers: Brokers | None = None
+    """What our site's host says there."""
+    silent: bool = False
+    """Not even a refusal came: the machine is off, cut off, or behind a firewall."""
+
+    @property
+    def ours(self) -> bool:
+        """The site's broker itself is there, not only word of where it is."""
+        return self.brokers is not None and self.brokers.run != ""
+
+
+class Probes:
+    """Asks addresses. Every connection that it opens it closes."""
+
+    def __init__(self, site: str, bus: Bus, clock: Clock, dice: Dice) -> None:
+        self._site, self._bus, self._clock, self._dice = site, bus, clock, dice
+        self._topic = topics.brokers(site)
+
+    async def ask(self, endpoint: Endpoint, tell: Tell = lambda _: None) -> Answer:
+        """One address; at most CONNECT_S_MAX + ANSWER_S_MAX."""
+        began_ns = self._clock.mono_ns()
+        where = Address(host=endpoint.host, port=endpoint.port, client_id=f"probe-{self._dice.token()}", keepalive_s=5)
+        try:
+            connection = await self._bus.connect(where, timeout_s=CONNECT_S_MAX)
+        except BrokerError:
+            waited_s = (self._clock.mono_ns() - began_ns) / 1e9
+            return Answer(endpoint=endpoint, silent=waited_s >= 0.9 * CONNECT_S_MAX)
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX):
+                brokers = await self._read(connection)
+                said = tell(brokers) if brokers is not None else None
+                if said is not None:
+                    await connection.publish(self._topic, said, qos=1)
+        except (BrokerError, TimeoutError):
+            return Answer(endpoint=endpoint)
+        finally:
+            await connection.close()
+        return Answer(endpoint=endpoint, brokers=brokers)
+
+    async def ask_all(
+        self, endpoints: Iterable[Endpoint], tell: Tell = lambda _: None, *, enough: Callable[[Answer], bool] = lambda _: False
+    ) -> list[Answer]:
+        """In this order, IN_FLIGHT_MAX at a time. After an answer that is `enough` the rest is not asked any more."""
+        waiting, answers = deque(endpoints), list[Answer]()
+        running: list[asyncio.Task[Answer]] = []
+        try:
+            while (waiting or running) and not any(enough(each) for each in answers):
+                while waiting and len(running) < IN_FLIGHT_MAX:
+                    place = waiting.popleft()
+                    running.append(asyncio.create_task(self.ask(place, tell), name=f"ask {place.host}:{place.port}"))
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                answers += [each.result() for each in running if each in done]
+                running = [each for each in running if each not in done]
+        finally:
+            for each in running:
+                each.cancel()
+            if running:
+                await asyncio.wait(running)
+        return answers
+
+    async def _read(self, connection: Connection) -> Brokers | None:
+        """None: it is no message of ours. Raises TimeoutError where there is none."""
+        await connection.subscribe(self._topic)
+        message = await connection.receive()
+        connection.acknowledge(message)
+        try:
+            brokers = presence.unpack(message.payload, Brokers)
+        except BadMessage:
+            return None
+        return brokers if brokers.site == self._site else None

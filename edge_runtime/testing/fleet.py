@@ -1,0 +1,434 @@
+"""A site under virtual time: 3 to 7 whole gateways on a network that is cut, parted and slow, with hosts that die and gateways
+that crash between any two steps.
+
+    outcome = simulate(17)                   # or: python -m edge_runtime.testing.fleet 17        (--log: and what they log)
+
+Each gateway reads a mailbox that outlives it and delivers to a receiver that all share; its windows are computed by whoever the
+mesh finds. First everything breaks; then the network stays as it is, perhaps in two parts, and each part must agree on one
+broker; then all is healed, and the site must. At the end `check` compares what was accepted with what is at the receiver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from edge_runtime.config import Config
+from edge_runtime.mesh import admission, asking, placing
+from edge_runtime.mesh.mesh import Mesh
+from edge_runtime.ports import EdgeError
+from edge_runtime.records import Lane, Result
+from edge_runtime.testing.discovery import Air
+from edge_runtime.testing.fence import FENCE
+from edge_runtime.testing.lan import Lan, Line
+from edge_runtime.testing.loop import VirtualLoop, run
+from edge_runtime.testing.member import SITE, Member
+from edge_runtime.testing.sink import FakeReceiver
+
+__all__ = ["Broken", "Fleet", "Outcome", "simulate"]
+
+GATEWAYS = (3, 7)
+CHAOS_S = 8.0
+FAULT_S = (0.05, 0.8)
+POST_S = 0.4
+"""Between two messages to one gateway."""
+
+AGREE_S_MAX = 15.0
+"""After the last change of the network, until all who reach each other are on one broker and know each other."""
+STAYS_S = 2.0
+"""And stay there."""
+DRAIN_S_MAX = 60.0
+LOOK_S = 0.1
+SLACK_S = 0.05
+"""A deadline and what is done at it."""
+
+FAULTS = {
+    "crash": 3, "crash at step": 2, "crash at statement": 2, "broker dies": 2, "cut": 2, "part": 2, "block": 1, "heal": 3,
+    "line": 2, "drop": 2, "slow disk": 1, "stuck model": 1, "host": 1, "clock": 1, "air": 1, "mailbox": 1,
+}  # fmt: skip
+"""Kind -> how often, of all."""
+
+SHAPES = ("whole", "parted", "one cut off", "one-way")
+"""Of the network while each part has to agree."""
+
+
+class Times(msgspec.Struct):
+    """The longest of each, seconds of the simulation."""
+
+    parted: float = 0.0
+    """From the last fault until each part of the network had agreed."""
+    healed: float = 0.0
+    """From the heal until the site had."""
+    brokerless: float = 0.0
+    """One gateway, without a connection to a broker."""
+    task: float = 0.0
+    """From asking a peer to its answer, or to giving up."""
+    reissued: float = 0.0
+    """A window that a peer did not do, from its first decision to its result."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a run showed; equal for equal seeds."""
+
+    digest: str
+    gateways: int
+    lives: int
+    hostings: int
+    windows: int
+    by_peers: int
+    unanswered: int
+    resends: int
+    times: Times
+    now_s: float
+
+
+class Broken(AssertionError):
+    """A promise was broken. The message says which."""
+
+
+class Fleet:
+    """One seeded run. `run` raises Broken."""
+
+    def __init__(self, folder: Path, log: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self.loop, self.rng = loop, loop.rng("fleet")
+        self.lan = Lan(loop)
+        self.air = Air(self.lan)
+        self.receiver = FakeReceiver()
+        self.times = Times()
+        self.by_peers = self.unanswered = 0
+        self.failures: list[str] = []
+        names = [f"gw-{number}" for number in range(1, self.rng.randint(*GATEWAYS) + 1)]
+        self.members = [self._member(name, names, folder, log) for name in names]
+        self._hosting: dict[str, bool] = {}
+        self.hostings = 0
+        self.lives: list[asyncio.Task[None]] = []
+        self._alone_s: dict[tuple[str, int], float] = {}
+
+    async def run(self) -> Outcome:
+        self.lives = [asyncio.create_task(member.live(), name=f"{member.name} lives") for member in self.members]
+        looking = asyncio.create_task(self._look(), name="looking")
+        posting = asyncio.create_task(self._post(), name="posting")
+        await self._break()
+        self.times.parted = await self._agree(self.rng.choice(SHAPES))
+        self.times.healed = await self._agree("whole")
+        posting.cancel()
+        await self._drain()
+        looking.cancel()
+        for member in self.members:
+            member.gateway.stop()
+        async with asyncio.timeout(DRAIN_S_MAX):
+            await asyncio.gather(*self.lives)
+        check(self)
+        return self._outcome()
+
+    # --- the world goes on ---
+
+    async def _post(self) -> None:
+        number = 0
+        while True:
+            for member in self.members:
+                member.mailbox.post({"a": float(number), "b": 0.0})
+            number += 1
+            await asyncio.sleep(POST_S)
+
+    async def _break(self) -> None:
+        end_s = self.loop.time() + CHAOS_S
+        while self.loop.time() < end_s:
+            await asyncio.sleep(self.rng.uniform(*FAULT_S))
+            self._fine()
+            self._fault(self.rng.choices([*FAULTS], [*FAULTS.values()])[0], self._victim())
+
+    def _victim(self) -> Member:
+        """The host of a broker as often as anybody else."""
+        hosts = [member for member in self.members if member.broker.running]
+        return self.rng.choice(hosts if hosts and self.rng.random() < 0.5 else self.members)
+
+    def _fault(self, kind: str, member: Member) -> None:
+        rng, lan = self.rng, self.lan
+        others = [each.name for each in self.members if each is not member]
+        if kind == "crash":
+            member.fence.fall()
+        elif kind == "crash at step":
+            member.fence.fall_at = member.fence.steps + rng.randrange(1, 300)
+        elif kind == "crash at statement":
+            member.disk.crash_at = member.disk.statements + rng.randrange(1, 30)
+        elif kind == "broker dies":
+            member.broker.kill()
+        elif kind in ("cut", "part", "block"):
+            self._shape({"cut": "one cut off", "part": "parted", "block": "one-way"}[kind], member)
+        elif kind == "heal":
+            lan.heal(rng.choice((None, member.name)))
+        elif kind == "line":
+            lan.lines[member.name, rng.choice(others)] = Line(lost=rng.choice((0.0, 0.2)), stalls=rng.choice((0.0, 0.05)))
+        elif kind == "drop":
+            lan.drop(member.name)
+        elif kind == "slow disk":
+            member.slow_disk = not member.slow_disk
+        elif kind == "stuck model":
+            member.models.faults.stuck = not member.models.faults.stuck
+        elif kind == "host":
+            member.hosts.refuses = rng.choice((0.0, 0.5, 1.0))
+        elif kind == "clock":
+            member.clock.skew = rng.uniform(-0.01, 0.01)
+            member.clock.wall_offset_ns += rng.choice((-1, 1)) * 3600 * 10**9
+        elif kind == "air":
+            self.air.lost = rng.choice((0.0, 0.5, 1.0))
+        else:
+            member.mailbox.lost, member.mailbox.again = rng.choice((0.0, 0.01)), rng.choice((0.0, 0.05))
+
+    def _shape(self, shape: str, member: Member) -> None:
+        names = [each.name for each in self.members]
+        if shape == "parted":
+            self.rng.shuffle(names)
+            at = self.rng.randrange(1, len(names))
+            self.lan.part(names[:at], names[at:])
+        elif shape == "one cut off":
+            self.lan.cut(member.name)
+        elif shape == "one-way":
+            names.remove(member.name)
+            self.lan.block(*self.rng.sample([member.name, self.rng.choice(names)], 2))
+
+    # --- one broker for all who reach each other ---
+
+    async def _agree(self, shape: str) -> float:
+        """Nothing breaks any more, and the network has this shape: how long until each part has agreed."""
+        self.lan.heal()
+        self.lan.lines.clear()
+        self.air.lost = 0.0
+        for member in self.members:
+            member.heal()
+        self._shape(shape, self._victim())
+        began_s = self.loop.time()
+        while why := self._differ():
+            self._fine()
+            _require(self.loop.time() - began_s < AGREE_S_MAX, f"{shape}, after {AGREE_S_MAX:g} s {why}")
+            await asyncio.sleep(LOOK_S)
+        took_s = self.loop.time() - began_s
+        end_s = self.loop.time() + STAYS_S
+        while self.loop.time() < end_s:
+            await asyncio.sleep(LOOK_S)
+            self._fine()
+            _require(not self._differ(), f"{shape}: all had agreed after {took_s:.1f} s, and {LOOK_S:g} s later {self._differ()}")
+        return took_s
+
+    def _fine(self) -> None:
+        """Nothing that is watched has gone wrong, and nobody has ended."""
+        for life in self.lives:
+            if life.done():
+                life.result()
+        _require(not self.failures, "; ".join(self.failures[:3]))
+
+    def _differ(self) -> str:
+        """What is wrong with: each part of the network has one broker, all are on it, and each knows the others and no more."""
+        names = [member.name for member in self.members]
+        for member in self.members:
+            part = self.lan.component(member.name, names)
+            hosts = [each.name for each in self.members if each.broker.running and each.name in part]
+            if len(hosts) != 1:
+                return f"the hosts among {part} are {hosts}"
+            if not member.up or member.gateway.mesh is None:
+                return f"{member.name} is not up"
+            home = member.gateway.mesh.link.home
+            if home is None or home.host != hosts[0]:
+                return f"{member.name} is at {home.host if home else 'no broker'}, not at {hosts[0]}"
+            peers = [peer.name for peer in member.gateway.mesh.presence.peers.peers() if peer.here]
+            if sorted([*peers, member.name]) != part:
+                return f"{member.name} knows {peers} of {part}"
+        return ""
+
+    async def _drain(self) -> None:
+        """Everything acknowledged and computed."""
+        end_s = self.loop.time() + DRAIN_S_MAX
+        while waiting := [member.name for member in self.members if not _idle(member)]:
+            _require(self.loop.time() < end_s, f"{waiting} did not come to rest within {DRAIN_S_MAX:g} s")
+            await asyncio.sleep(LOOK_S)
+
+    # --- what is watched while it runs ---
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for member in self.members:
+                self._count_hosting(member)
+                if member.up and member.gateway.mesh is not None:
+                    self._bounds(member, member.gateway.mesh)
+                    self._connected(member, member.gateway.mesh)
+
+    def _bounds(self, member: Member, mesh: Mesh) -> None:
+        assert member.settings.mesh is not None
+        limits = {
+            "tasks under way": (mesh.asking.count, asking.TASKS_MAX),
+            "tasks that wait": (mesh.answering.queue.count, member.settings.mesh.tasks_waiting_max),
+            "answers kept": (len(mesh.answering.kept), admission.KEPT_MAX),
+            "decisions": (len(mesh.placing._told), placing.TOLD_MAX),
+            "peers": (len(mesh.presence.peers.births()), len(self.members) - 1),
+            **{
+                f"samples at {name}": (pipeline.waiting, member.settings.pipelines[name].queue_max)
+                for name, pipeline in member.gateway.pipelines.items()
+            },
+        }
+        for what, (count, most) in limits.items():
+            if count > most:
+                self.failures.append(f"{member.name}: {count} {what}, at most {most}")
+
+    def _connected(self, member: Member, mesh: Mesh) -> None:
+        life = (member.name, member.lives)
+        now_s = self.loop.time()
+        since_s = self._alone_s.setdefault(life, now_s)
+        if mesh.link.connected:
+            self._alone_s[life] = now_s
+        self.times.brokerless = max(self.times.brokerless, now_s - since_s)
+
+    def _count_hosting(self, member: Member) -> None:
+        self.hostings += member.broker.running and not self._hosting.get(member.name, False)
+        self._hosting[member.name] = member.broker.running
+
+    def _watch(self, member: Member, mesh: Mesh) -> None:
+        """Of a new life: how long its tasks and windows take, and that each ends by its deadline."""
+        ask, place, times = mesh.asking.ask, mesh.placing.place, self.times
+        failed: Counter[str] = Counter()
+
+        async def asked(peer: str, *args: Any, deadline_ns: int, task_id: str, **more: Any) -> Any:
+            began_s, left_s = self.loop.time(), (deadline_ns - member.clock.mono_ns()) / 1e9
+            try:
+                return await ask(peer, *args, deadline_ns=deadline_ns, task_id=task_id, **more)
+            except EdgeError:
+                self.unanswered += 1
+                failed[task_id] += 1
+                raise
+            finally:
+                took_s = self.loop.time() - began_s
+                times.task = max(times.task, took_s)
+                if took_s > max(0.0, left_s) + SLACK_S:
+                    self.failures.append(f"{member.name} waited {took_s:.3f} s for {peer}, the deadline was in {left_s:.3f} s")
+
+        async def placed(job: Any, here: Any) -> Any:
+            began_s = self.loop.time()
+            found = await place(job, here)
+            self.by_peers += found.decision.where == "peer"
+            if failed.pop(job.result_id, 0):
+                times.reissued = max(times.reissued, self.loop.time() - began_s)
+            return found
+
+        mesh.asking.ask, mesh.placing.place = asked, placed  # type: ignore[method-assign]
+
+    # --- how it is made ---
+
+    def _member(self, name: str, names: Sequence[str], folder: Path, log: bool) -> Member:
+        here = folder / name
+        here.mkdir()
+        member = Member(name, settings(name, names, self.rng), here, self.lan, self.air, self.receiver, self._logger(name, log))
+        member.models.faults.takes_s = self.rng.choice((0.002, 0.02, 0.3))
+        member.watch = lambda mesh: self._watch(member, mesh)
+        return member
+
+    def _logger(self, name: str, log: bool) -> Any:
+        def heard(_logger: Any, _method: str, event: Any) -> Any:
+            fence = FENCE.get()
+            if fence is not None and fence.fallen:
+                raise structlog.DropEvent  # the last words of a life that was killed
+            if log:
+                print(f"{self.loop.time():8.3f} {name} {event}")
+            if event["event"] == "service_failed":
+                self.failures.append(f"{name}: {event}")
+            raise structlog.DropEvent
+
+        return structlog.wrap_logger(None, processors=[heard])
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            digest=self.loop.digest(),
+            gateways=len(self.members),
+            lives=sum(member.lives for member in self.members),
+            hostings=self.hostings,
+            windows=sum(record.lane is Lane.RESULT for record in self.receiver.kept.values()),
+            by_peers=self.by_peers,
+            unanswered=self.unanswered,
+            resends=self.receiver.repeated,
+            times=msgspec.convert({name: round(took, 2) for name, took in msgspec.structs.asdict(self.times).items()}, Times),
+            now_s=round(self.loop.time(), 3),
+        )
+
+
+def settings(name: str, names: Sequence[str], rng: Any) -> Config:
+    """Ranks, deadlines and limits differ; in some sites mDNS is off, or some never host."""
+    static = [each for each in names if each != name] if rng.random() < 0.3 else []
+    return Config.model_validate(
+        {
+            "site": SITE,
+            "gateway": name,
+            "broker": {"mode": "auto", "listen": "0.0.0.0"},
+            "mesh": {"peers": static, "rank": rng.choice((50, 100, 100)), "tasks_waiting_max": rng.choice((2, 64))},
+            "devices": {"box": {"adapter": "mailbox", "points": [{"name": "a"}, {"name": "b"}], "backoff_s_max": 1.0}},
+            "pipelines": {
+                "windows": {
+                    "device": "box",
+                    "window": {"count": 1},
+                    "model": "m",
+                    "deadline_s": rng.choice((0.5, 1.0, 2.0)),
+                    "priority": rng.randint(0, 9),
+                }
+            },
+            "sinks": {"cloud": {"type": "https", "url": "http://127.0.0.1:1"}},
+            "outbox": {"drain_s_max": 20.0},
+        }
+    )
+
+
+def check(fleet: Fleet) -> None:
+    """What was accepted is at the receiver, each exactly once; and nothing is left over."""
+    fleet._fine()
+    receiver = fleet.receiver
+    _require(not receiver.same_content, f"{receiver.same_content} results were computed and committed twice")
+    lost = [record for record in receiver.kept.values() if record.lane is Lane.GAP]
+    _require(not lost, f"records were declared lost: {lost}")
+    for member in fleet.members:
+        records = [record for (gateway, *_), record in receiver.kept.items() if gateway == member.name]
+        results = [msgspec.json.decode(record.body, type=Result) for record in records if record.lane is Lane.RESULT]
+        found = Counter(int(result.outputs.get("score", -1)) for result in results)
+        wanted = Counter(int(values["a"]) for values in member.mailbox.posted)
+        _require(found == wanted, f"{member.name}: missing {wanted - found}, too many {found - wanted}")
+    left = [task.get_name() for task in fleet.loop.unfinished() if task is not asyncio.current_task()]
+    _require(not [name for name in left if name not in HARNESS], f"tasks are left: {left}")
+
+
+HARNESS = ("main", "looking", "posting")
+
+
+def _idle(member: Member) -> bool:
+    done = len(member.mailbox.acknowledged) == len(member.mailbox.posted)
+    return done and member.up and all(pipeline.idle for pipeline in member.gateway.pipelines.values())
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Broken(message)
+
+
+def simulate(seed: int, folder: Path | None = None, *, log: bool = False) -> Outcome:
+    """One seed, on a memory file system where there is one; nothing is left behind. Raises Broken, Deadlock, ..."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="edge-fleet-", dir=folder or (memory if memory.is_dir() else None)) as name:
+
+        async def one() -> Outcome:
+            return await Fleet(Path(name), log).run()
+
+        return run(one, seed=seed)
+
+
+if __name__ == "__main__":
+    _seeds = [_each for _each in sys.argv[1:] if _each != "--log"]
+    if not _seeds or not all(_each.isdecimal() for _each in _seeds):
+        sys.exit("usage: python -m edge_runtime.testing.fleet SEED ... [--log]     (a seed is a whole number)")
+    for _each in _seeds:
+        print(_each, simulate(int(_each), log="--log" in sys.argv))

@@ -1,0 +1,50 @@
+"""Everything outside the process, behind ports: cli/run.py makes the real one, testing/ a seeded one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge_runtime import config
+from edge_runtime.adapter import Adapter
+from edge_runtime.inference.model import Model, open_model
+from edge_runtime.mesh.discovery import NoDiscovery
+from edge_runtime.ports import Address, Bus, Clock, Dice, Discovery, Disk, Endpoint, Host, Sink, Vitals, Worker
+
+
+class MakeSink(Protocol):
+    def __call__(
+        self, name: str, settings: config.AnySink, *, site: str, gateway: str, bus: Bus, new_worker: Callable[[], Worker],
+        local: Callable[[], Address] | None, resolve: Callable[[str], Path],
+    ) -> Sink: ...  # fmt: skip
+
+
+OpenModel = Callable[..., Awaitable[Model]]
+"""inference.model.open_model, or one like it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a gateway is given."""
+
+    clock: Clock
+    dice: Dice
+    bus: Bus
+    adapters: Mapping[str, type[Adapter]]
+    new_worker: Callable[[str], Worker]
+    new_disk: Callable[[int], Disk]
+    make_sink: MakeSink
+    new_host: Callable[[config.Broker, Path], Host]
+    local_address: Callable[[str], Address]
+    log: Any
+    open_model: OpenModel = open_model
+    version: str = ""
+    """Of edge-runtime."""
+    new_discovery: Callable[[config.Mesh, str], Discovery] = lambda *_: NoDiscovery()
+    """Of the mesh's settings, and the address that the broker listens on."""
+    reachable: Callable[[config.Config], tuple[Endpoint, ...]] = lambda _: ()
+    """Where others on the network reach the broker that we host, or may host."""
+    vitals: Callable[[Path], Callable[[], Vitals]] = lambda _: Vitals
+    """Reads how the machine is, on a worker; the folder is the one whose disk counts."""

@@ -1,0 +1,287 @@
+"""Finding and hosting the site's broker, on virtual time: who hosts, who follows, and how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from memberships import Site, simulate
+
+from edge_runtime.bus import presence, topics
+from edge_runtime.bus.presence import Brokers
+from edge_runtime.ports import Endpoint
+from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.network import FakeBroker
+
+SEEDS = range(5)
+
+
+def names(count: int) -> list[str]:
+    return [f"gw-{number:02}" for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_a_cold_start(count: int, seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        site.start(*names(count))
+        print("cold", count, await site.settled(within_s=5))
+        assert site.hosts == ["gw-01"]
+        await site.stays(20)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_the_host_is_killed(count: int, seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        site.start(*names(count))
+        await site.settled()
+        await asyncio.sleep(10)
+        site.kill("gw-01")
+        print("killed", count, await site.settled(within_s=3))
+        assert site.hosts == ["gw-02"]
+        await site.stays(20)
+        site.start("gw-01")  # a better one that comes later moves nobody
+        await site.settled(within_s=3)
+        await site.stays(20)
+        assert site.hosts == ["gw-02"]
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_the_host_is_cut_off_and_comes_back(count: int, seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        everybody = names(count)
+        site.start(*everybody)
+        await site.settled()
+        await asyncio.sleep(10)
+        site.lan.cut("gw-01")
+        await asyncio.sleep(0.1)
+        print("host cut", count, 0.1 + await site.settled(*everybody[1:], within_s=6))
+        await asyncio.sleep(20)
+        assert site.agreed("gw-01") and site.agreed(*everybody[1:])
+        site.lan.heal()
+        print("healed", count, await site.settled(within_s=5))
+        await site.stays(20)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [3, 20])
+def test_a_guest_is_cut_off_and_comes_back(count: int, seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        everybody = names(count)
+        site.start(*everybody)
+        await site.settled()
+        await asyncio.sleep(10)
+        last = everybody[-1]
+        site.lan.cut(last)
+        await asyncio.sleep(20)
+        assert site.agreed(last) and site.agreed(*everybody[:-1])
+        site.lan.heal()
+        print("healed", count, await site.settled(within_s=5))
+        assert site.hosts == ["gw-01"]
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_broker_dies_and_its_gateway_lives(seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        site.start(*names(5))
+        await site.settled()
+        await asyncio.sleep(5)
+        for _ in range(3):
+            site.brokers["gw-01", 1883].kill()
+            await asyncio.sleep(0.2)
+            await site.settled(within_s=3)
+            assert site.hosts == ["gw-01"]
+            await asyncio.sleep(5)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [5, 20])
+def test_a_partition_heals(count: int, seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        everybody = names(count)
+        site.start(*everybody)
+        await site.settled()
+        await asyncio.sleep(10)
+        one, other = everybody[::2], everybody[1::2]
+        site.lan.part(one, other)
+        await asyncio.sleep(0.1)
+        print("parted", count, 0.1 + await site.settled(*other, within_s=8))
+        assert site.agreed(*one)
+        await asyncio.sleep(20)
+        site.lan.heal()
+        print("healed", count, await site.settled(within_s=5))
+        assert site.hosts == ["gw-01"]
+        await site.stays(20)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("lesser_is_blocked", [False, True])
+def test_a_firewall_that_lets_one_way_through(lesser_is_blocked: bool, seed: int) -> None:
+    """Parted first, so that both host; then only one of the hosts reaches the other."""
+
+    async def scenario(site: Site) -> None:
+        site.start(*names(4))
+        await site.settled()
+        await asyncio.sleep(5)
+        site.lan.part(["gw-01", "gw-03"], ["gw-02", "gw-04"])
+        await asyncio.sleep(15)
+        assert sorted(site.hosts) == ["gw-01", "gw-02"]
+        site.lan.heal()
+        site.lan.block(*(("gw-02", "gw-01") if lesser_is_blocked else ("gw-01", "gw-02")))
+        print("one way", await site.settled(within_s=12))
+        assert site.hosts == (["gw-02"] if lesser_is_blocked else ["gw-01"])
+        await site.stays(40)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_gateway_that_nobody_reaches(seed: int) -> None:
+    """gw-01 would host, but its firewall lets nobody in. It starts first."""
+
+    async def scenario(site: Site) -> None:
+        for other in ("gw-02", "gw-03"):
+            site.lan.block(other, "gw-01")
+        site.start("gw-01")
+        await asyncio.sleep(5)
+        site.start("gw-02", "gw-03")
+        print("nobody reaches", await site.settled(within_s=15))
+        assert site.hosts == ["gw-02"]
+        await site.stays(30)
+        site.kill("gw-02")
+        await site.settled(within_s=15)
+        assert site.hosts == ["gw-03"]
+        await site.stays(30)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pinned_host_takes_over_when_it_comes_and_is_stood_in_for(seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        site.start("gw-01", "gw-02", "gw-03")
+        await site.settled()
+        site.start("pinned", broker={"mode": "hosted"})
+        await site.until(lambda: site.hosts == ["pinned"] and site.agreed(), 5, site.report)
+        await site.stays(20)
+        site.kill("pinned")
+        await site.settled(within_s=3)
+        assert site.hosts == ["gw-01"]
+        await asyncio.sleep(5)
+        site.start("pinned", broker={"mode": "hosted"})
+        await site.until(lambda: site.hosts == ["pinned"] and site.agreed(), 5, site.report)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [2, 5])
+def test_static_peers_only(count: int, seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        everybody = names(count)
+        site.start(*everybody, discovery="off", peers=everybody)
+        print("static", count, await site.settled(within_s=5))
+        assert site.air.packets == 0
+        await asyncio.sleep(5)
+        (host,) = site.hosts
+        site.kill(host)
+        print("static killed", count, await site.settled(within_s=3))
+        site.start(host, discovery="off", peers=everybody)
+        await site.settled(within_s=3)
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_knows_the_other_and_not_the_other_way_round(seed: int) -> None:
+    """The better one is found, and learns of the lesser one by being told."""
+
+    async def scenario(site: Site) -> None:
+        site.start("gw-01", discovery="off", peers=["gw-02"])
+        await asyncio.sleep(5)
+        site.start("gw-02", discovery="off", rank=1)
+        print("one sided", await site.settled(within_s=10))
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_two_start_without_a_word_of_each_other_and_meet(seed: int) -> None:
+    async def scenario(site: Site) -> None:
+        site.lan.part(["gw-01", "gw-02"], ["gw-03"])
+        site.start(*names(3))
+        await asyncio.sleep(5)
+        site.lan.heal()
+        await site.settled(within_s=5)
+        assert site.hosts == ["gw-01"]
+
+    simulate(scenario, seed=seed)
+
+
+def test_another_sites_broker_and_a_foreign_one_are_passed_over() -> None:
+    async def scenario(site: Site) -> None:
+        FakeBroker(site.lan, "gw-02")  # somebody else's, on the port that gw-02 wants
+        site.start("other", site="other-plant", discovery="off")
+        await asyncio.sleep(3)
+        site.start("gw-02", "gw-03", rank=1, peers=["other"])
+        await site.settled("gw-02", "gw-03", within_s=10)
+        assert site.nodes["gw-03"].hosts
+        state = site.nodes["gw-02"].membership.state
+        assert "in use" in state.cause or state.connected
+        assert site.nodes["other"].host == "other"
+
+    simulate(scenario)
+
+
+def test_a_gateway_that_may_not_host_waits_for_one_that_may() -> None:
+    async def scenario(site: Site) -> None:
+        site.start("gw-01", may_host=False)
+        await asyncio.sleep(30)
+        assert site.hosts == [] and site.nodes["gw-01"].membership.local() is None
+        site.start("gw-02")
+        await site.settled(within_s=5)
+        assert site.nodes["gw-01"].membership.local() is not None
+
+    simulate(scenario)
+
+
+def test_the_list_of_candidates_is_the_same_whoever_hosts() -> None:
+    async def scenario(site: Site) -> None:
+        site.start(*names(4), peers=["10.0.0.9"])
+        await site.settled()
+        await asyncio.sleep(5)
+        first = await read_brokers(site, "gw-01")
+        wanted = (Endpoint("10.0.0.9", 1883), *(Endpoint(name, 1883) for name in names(4)))
+        assert (first.host, first.candidates) == ("gw-01", wanted)
+        site.kill("gw-01")
+        await site.settled()
+        await asyncio.sleep(5)
+        second = await read_brokers(site, "gw-02")
+        assert (second.host, second.candidates) == ("gw-02", wanted)
+        assert second.run != first.run
+
+    simulate(scenario)
+
+
+async def read_brokers(site: Site, name: str) -> Brokers:
+    from edge_runtime.ports import Address
+
+    connection = await site.lan.bus(Fence("scada")).connect(Address(host=name))
+    await connection.subscribe(topics.brokers("plant"))
+    message = await connection.receive()
+    await connection.close()
+    return presence.unpack(message.payload, Brokers)
