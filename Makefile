@@ -14,8 +14,8 @@ help:  ## Show this text
 	@echo "edge-runtime: PLC in, anomaly out, nothing lost. Targets:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
-run: $(VENV)/.run  ## Show one gateway at work, end to end (SECONDS=20: end by itself)
-	@$(BIN)/edge-runtime demo $(if $(filter command%,$(origin SECONDS)),--seconds $(SECONDS))
+run: $(VENV)/.run  ## Show one gateway at work, end to end (SECONDS=20: end by itself; GATEWAYS=3: a mesh)
+	@$(BIN)/edge-runtime demo $(if $(filter command%,$(origin SECONDS)),--seconds $(SECONDS)) $(if $(GATEWAYS),--gateways $(GATEWAYS))
 
 test: $(VENV)/.dev system lint  ## Lint, types and all tests
 	$(BIN)/pytest $(ARGS)

@@ -6,6 +6,8 @@ It works on the text's plain value, so that one wrong key elsewhere hides nothin
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +34,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _rules(doc, ("pipelines", name))
         found += _window(doc, ("pipelines", name))
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
-    return found + list(_brokers(doc))
+    return found + list(_brokers(doc)) + list(_hosted(doc)) + list(_mesh(doc))
 
 
 def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
@@ -155,6 +157,46 @@ def _brokers(doc: Document) -> Iterator[Problem]:
         elif mode == "none":
             hint = "set broker.mode to `hosted` or `external`, or give the URL of a broker"
             yield doc.problem(here, "there is no local broker", value="local", hint=hint)
+
+
+def _hosted(doc: Document) -> Iterator[Problem]:
+    """A broker of ours listens on an address, without TLS and passwords."""
+    listen, url = doc.at(("broker", "listen")), doc.at(("broker", "url"))
+    if isinstance(listen, str) and listen != "localhost" and not _is_address(listen):
+        yield doc.problem(("broker", "listen"), "is no address", value=listen, hint="an address of this machine, or 0.0.0.0")
+    if doc.at(("broker", "mode")) not in ("hosted", "auto") or not isinstance(url, str):
+        return
+    with contextlib.suppress(BadAddress):  # that is said elsewhere
+        where = address(url)
+        if where.tls or where.username:
+            hint = "mqtt://127.0.0.1:1883; with TLS and passwords: a broker of your own, and mode external"
+            yield doc.problem(("broker", "url"), "a broker that we host has no TLS and no passwords", value=url, hint=hint)
+
+
+def _mesh(doc: Document) -> Iterator[Problem]:
+    """It has a broker to meet on; `auto` has others to find it with; every place of a peer is one."""
+    mode = doc.at(("broker", "mode")) or "none"
+    mesh = doc.at(("mesh",))
+    if mesh is not None and mode == "none":
+        hint = "`broker: {mode: auto}` finds one or starts it, `hosted` starts it here, `external` takes the one at `url`"
+        yield doc.problem(("mesh",), "needs a broker", hint=hint)
+    if mesh is None and mode == "auto":
+        hint = "add `mesh: {}`; a gateway that works alone takes `hosted`"
+        yield doc.problem(("broker", "mode"), "needs `mesh`: it is the site's gateways that choose", value="auto", hint=hint)
+    for number, peer in enumerate(_list(_mapping(mesh).get("peers"))):
+        try:
+            address(f"mqtt://{peer}")
+        except BadAddress:
+            hint = "host, host:port, or [IPv6]:port"
+            yield doc.problem(("mesh", "peers", number), "is no place of a broker", value=peer, hint=hint)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _url(doc: Document, here: Path) -> Iterator[Problem]:

@@ -119,6 +119,7 @@ async def _tell(discovery: Discovery) -> None:
         print(json.dumps({"found": found}), flush=True)
         await discovery.changed.wait()
         discovery.changed.clear()
+        await asyncio.sleep(0.02 * (len(found) > 50))
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ class GatewayProcess:
         self.log = folder / "gateway.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.command = [*inside, sys.executable, *program, "run", str(self.file)]
-        self._life_at = 0
+        self.life_at = 0
 
     def start(self) -> None:
         assert self.process is None, "it runs already"
-        self._life_at = self.log.stat().st_size if self.log.exists() else 0
+        self.life_at = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stderr=log, preexec_fn=die_with_parent)
 
@@ -118,7 +118,7 @@ class GatewayProcess:
     def events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
         """What it has logged since its last start."""
         with self.log.open("rb") as log:
-            log.seek(self._life_at)
+            log.seek(self.life_at)
             lines = [json.loads(line) for line in log.read().split(b"\n")[:-1] if line.startswith(b"{")]
         return [line for line in lines if line["event"] == name and fields.items() <= line.items()]
 

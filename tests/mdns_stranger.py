@@ -1,6 +1,6 @@
-"""Somebody else on the network who announces gateways: python mdns_stranger.py ADDRESS (garbage | flood) COUNT SITE
+"""Somebody else on the network who announces gateways: python mdns_stranger.py ADDRESS (garbage | crowd) COUNT SITE
 
-Sends mDNS packets from the interface with that address, and ends. `flood`: so many gateways, each well announced.
+Sends mDNS packets from the interface with that address. `crowd`: so many gateways, each well announced, again and again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def good(number: int, site: str) -> list[bytes]:
 
 def garbage(count: int, site: str) -> Iterator[bytes]:
     dice = random.Random(7)
-    whole = b"".join(good(1, site))
+    whole = b"".join(good(1, "elsewhere"))  # torn it may still be whole where it matters
     for number in range(count):
         yield dice.randbytes(dice.randrange(1, 1_400))
         yield whole[: dice.randrange(len(whole))]
@@ -55,13 +55,19 @@ def garbage(count: int, site: str) -> Iterator[bytes]:
         yield from packets(f"odd-{number}.{TYPE}", b"", alias=f"elsewhere-{number}._http._tcp.local.")
 
 
+def crowd(count: int, site: str) -> Iterator[bytes]:
+    every = [packet for number in range(count) for packet in good(number, site)]
+    while True:
+        yield from every
+
+
 def main(address: str, kind: str, count: int, site: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         wire.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
         wire.bind((address, 5353))
-        many = garbage(count, site) if kind == "garbage" else (one for n in range(count) for one in good(n, site))
+        many = garbage(count, site) if kind == "garbage" else crowd(count, site)
         for number, packet in enumerate(many):
             wire.sendto(packet, GROUP)
             if number % 20 == 0:

@@ -1,9 +1,9 @@
 """Gateways of one site on the simulated network that have nothing but a Membership each.
 
-    async def scenario(site: Site) -> None:
-        site.start("gw-1", "gw-2")
-        await site.settled()             # one host, everybody on it
-    simulate(scenario, seed=3)
+async def scenario(site: Site) -> None:
+    site.start("gw-1", "gw-2")
+    await site.settled()             # one host, everybody on it
+simulate(scenario, seed=3)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 with network(5) as net:
     net.start(0, sys.executable, "-m", "edge_runtime", "run", str(file))     # a process on node 0: a Popen, killed at the end
-    net.subscriber(1, net.address(0), 1883, "edge/#")                       # what an MQTT client on node 1 hears
+    net.subscriber(1, [f"{net.address(0)}:1883"], "edge/#")                 # what a foreign MQTT client on node 1 hears
     net.cut(2); net.heal(2)                     # its cable is out: node 2 sees that its link is down
     net.partition([0, 1, 2], [3, 4]); net.join()      # between two switches: no node's link goes down
     net.block(0, 1, 1883); net.unblock(0, 1, 1883)    # a firewall: nothing from node 0 arrives at port 1883 of node 1
@@ -30,6 +30,7 @@ import pytest
 from gateways import die_with_parent
 
 END_S_MAX = 10.0
+FOREIGN = Path(__file__).with_name("foreign.py")
 PROGRAMS = "unshare", "nsenter", "ip", "bridge"
 HOLD = "mount -t sysfs sysfs /sys && ip link set lo up && echo up && exec sleep infinity"
 """/sys, too: a program that looks at /sys/class/net shall see its own cables."""
@@ -76,6 +77,7 @@ class Network:
         self._switches = 0
         self._at: dict[int, str] = {}
         """Node -> switch that its cable is in."""
+        self._blocked: dict[tuple[int, int, int], None] = {}
         try:
             self._add_switch()
             for _ in range(nodes):
@@ -141,10 +143,19 @@ class Network:
     def block(self, source: int, target: int, port: int) -> None:
         """TCP connections from one node to a port of the other are never answered; the other way round they are. (What the
         target sends from that port to the source is dropped: it needs no firewall program.)"""
-        self.nodes[target].ip(f"rule add to {self.address(source)} ipproto tcp sport {port} blackhole")
+        self._rule("add", source, target, port)
+        self._blocked[source, target, port] = None
 
     def unblock(self, source: int, target: int, port: int) -> None:
-        self.nodes[target].ip(f"rule del to {self.address(source)} ipproto tcp sport {port} blackhole")
+        self._rule("del", source, target, port)
+        del self._blocked[source, target, port]
+
+    def unblock_all(self) -> None:
+        for each in list(self._blocked):
+            self.unblock(*each)
+
+    def _rule(self, verb: str, source: int, target: int, port: int) -> None:
+        self.nodes[target].ip(f"rule {verb} to {self.address(source)} ipproto tcp sport {port} blackhole")
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
@@ -157,14 +168,9 @@ class Network:
     def lines(self, node: int, *command: str) -> Lines:
         return Lines(self.start(node, *command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, bufsize=1))
 
-    def subscriber(self, node: int, host: str, port: int, *topics: str) -> Subscriber:
-        """mosquitto_sub: it comes back by itself when the broker does."""
-        program = shutil.which("mosquitto_sub")
-        if program is None:
-            pytest.skip("MISSING SYSTEM PACKAGE: mosquitto_sub (apt-get install mosquitto-clients)")
-        wanted = [part for topic in topics for part in ("-t", topic)]
-        form = '{"topic": "%t", "retain": %r, "hex": "%x"}'
-        return Subscriber(self.lines(node, program, "-h", host, "-p", str(port), "-F", form, "-k", "5", "-q", "1", *wanted))
+    def subscriber(self, node: int, addresses: Sequence[str], *topics: str) -> Subscriber:
+        """A foreign MQTT client (foreign.py): takes the first of these addresses (HOST:PORT) that answers, again and again."""
+        return Subscriber(self.lines(node, sys.executable, str(FOREIGN), ",".join(addresses), *topics))
 
     def sniff(self, node: int, port: int) -> Sniffer:
         """Counts the UDP packets to a port that leave a node, on every interface of it."""
@@ -229,36 +235,45 @@ class Lines:
         end = time.monotonic() + limit_s
         with self._news:
             while not (found := condition()):
-                assert time.monotonic() < end, f"not within {limit_s:g} s: {what}; it said last {self.got[-3:]}"
+                assert time.monotonic() < end, (
+                    f"not within {limit_s:g} s: {what}; it said last {[line[:200] for _, line in self.got[-3:]]}"
+                )
                 self._news.wait(min(0.2, max(0.0, end - time.monotonic())))
             return found
 
 
 class Subscriber:
-    """What an MQTT client has heard: the last payload of each topic, and when it came."""
+    """What a foreign MQTT client has heard. Times are those of time.monotonic()."""
 
     def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+        self.lines = lines
+
+    def at(self) -> str:
+        """Where it is connected now; "": nowhere."""
+        return next((said.get("connected", "") for _, said in reversed(self._said()) if said.keys() & {"connected", "lost"}), "")
 
     def last(self, since: float = 0.0) -> dict[str, tuple[float, bytes]]:
-        """Topic -> (when, payload); `since`: only what came after that moment of time.monotonic()."""
-        found = {}
-        for when, line in list(self._lines.got):
-            message = json.loads(line)
-            if when >= since:
-                found[message["topic"]] = (when, bytes.fromhex(message["hex"]))
-        return found
+        """Topic -> (when, payload) of the last message, of those that came after `since`."""
+        messages = [(when, said) for when, said in self._said() if "topic" in said and when >= since]
+        return {said["topic"]: (when, bytes.fromhex(said["hex"])) for when, said in messages}
+
+    def first(self, since: float) -> dict[str, float]:
+        """Topic -> when its first message came after `since`."""
+        return {said["topic"]: when for when, said in reversed(self._said()) if "topic" in said and when >= since}
 
     def documents(self, since: float = 0.0) -> dict[str, Any]:
         """Topic -> its JSON; topics whose message was emptied are left out."""
         return {topic: json.loads(payload) for topic, (_, payload) in self.last(since).items() if payload}
 
     def wait(self, condition: Callable[[dict[str, Any]], Any], what: str, limit_s: float = 20.0, since: float = 0.0) -> Any:
-        """`condition` of `documents(since)`"""
-        return self._lines.wait(lambda: condition(self.documents(since)), what, limit_s)
+        """Until `condition(documents(since))` holds. Returns what it returns."""
+        return self.lines.wait(lambda: condition(self.documents(since)), what, limit_s)
 
     def kill(self) -> None:
-        self._lines.process.kill()
+        self.lines.process.kill()
+
+    def _said(self) -> list[tuple[float, dict[str, Any]]]:
+        return [(when, json.loads(line)) for when, line in list(self.lines.got)]
 
 
 class Sniffer:

@@ -128,7 +128,6 @@ class PahoConnection:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_unsubscribe = self._on_subscribe
         client.connect(address.host, address.port, address.keepalive_s)
@@ -261,6 +260,8 @@ class PahoConnection:
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         future = self._published.pop(mid, None)
+        if not self._published:  # paho builds 20 us of objects for this call, also of each message of QoS 0
+            self._client.on_publish = None
         if future is not None:
             self._window.release()
             _resolve(future, None)
@@ -288,6 +289,7 @@ class PahoConnection:
         if qos == 0 and info.is_published():
             return None
         future = self._published[info.mid] = self._loop.create_future()
+        self._client.on_publish = self._on_publish
         self._line.resume()
         return future
 

@@ -1,7 +1,9 @@
-"""Starts the local broker as a child process (`broker.mode: hosted`): mosquitto, or the embedded iotcore.
+"""Starts the local broker as a child process (`broker.mode: hosted` or `auto`): mosquitto, or the embedded iotcore.
 
-It listens on loopback only and lets anybody in who is on this machine. The child dies with this process, also by kill -9; one
-that crashes is started again. mosquitto keeps sessions and queues in `folder` and saves them every second.
+It listens on `broker.listen`: on loopback, or on the network, where it lets in anybody who is there (and says so at every start).
+The child dies with this process, also by kill -9; one that crashes is started again. mosquitto keeps sessions, queues and
+retained messages in `folder` and saves them every second. `hosted`: for ever. `auto`: as long as this gateway goes on hosting; a
+later time begins empty, because the site was elsewhere meanwhile, and what was kept is old news by then.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
+import functools
 import importlib.metadata
 import importlib.util
 import ipaddress
@@ -39,10 +43,11 @@ MESSAGE_BYTES_MAX = 17 * 2**20
 """A batch (messages.BATCH_BYTES_MAX) and its topic. iotcore's own default is 20 KiB: it closes the connection beyond it."""
 
 _PR_SET_PDEATHSIG = 1
+_ANYWHERE = ("0.0.0.0", "::")
 _PLACES = f"{os.defpath}:/usr/sbin:/usr/local/sbin"
 _MOSQUITTO = """\
 # Written at every start: changes are lost.
-{user}listener {port} {host}
+{user}{listeners}
 allow_anonymous true
 persistence true
 persistence_location {folder}/
@@ -68,7 +73,7 @@ class BrokerHost:
         self._clock = clock
         self._dice = dice
         self._log = log
-        self._address = _loopback(settings.url)
+        self._listen, self._address = _where(settings)
         self._command: list[str] = []
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -83,7 +88,13 @@ class BrokerHost:
         """Returns when it accepts MQTT connections. Raises BrokerError: neither program is there, the port is taken, ..."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._command = await self._choose()
+        if self._settings.mode == "auto":
+            (self._folder / "mosquitto.db").unlink(missing_ok=True)
         await self._launch()
+        if not _is_loopback(self._listen[0]):
+            hint = "no TLS, no passwords: for a trusted network only; else an external broker with TLS and access rules"
+            cause = "whoever is on the network may read and write everything on this broker"
+            self._log.warning("broker_open_to_network", listen=self._listen[0], port=self._address.port, cause=cause, hint=hint)
         return self._address
 
     async def run(self) -> None:
@@ -120,7 +131,10 @@ class BrokerHost:
             return await self._mosquitto(found)
         if wanted != "mosquitto" and importlib.util.find_spec("iotcore"):
             self._program = f"iotcore {importlib.metadata.version('iotcore')} (nothing survives a kill -9)"
-            return [sys.executable, "-m", __spec__.name, self._address.host, str(self._address.port)]
+            if self._listen[0] not in _ANYWHERE:  # it has one listener only
+                self._listen = self._listen[:1]
+                self._address = Address(host=self._listen[0], port=self._address.port)
+            return [sys.executable, "-m", __spec__.name, self._listen[0], str(self._address.port)]
         hints = {"mosquitto": "apt-get install mosquitto", "iotcore": "pip install 'edge-runtime[broker]'"}
         missing = list(hints) if wanted == "auto" else [wanted]
         raise BrokerError(f"no broker to start: {' and '.join(missing)} not found", " or ".join(hints[each] for each in missing))
@@ -132,8 +146,7 @@ class BrokerHost:
         file = self._folder / "mosquitto.conf"
         text = _MOSQUITTO.format(
             user="user root\n" if os.geteuid() == 0 else "",  # else it becomes `mosquitto`, which cannot write to our folder
-            host=self._address.host,
-            port=self._address.port,
+            listeners="\n".join(f"listener {self._address.port} {each}" for each in self._listen),
             folder=self._folder.resolve(),
             queued=self._settings.queued_messages_max,
             inflight=INFLIGHT_MAX,
@@ -143,7 +156,8 @@ class BrokerHost:
         return [found, "-c", str(file)]
 
     async def _launch(self) -> None:
-        _check_free(self._address)
+        for each in self._listen:
+            _check_free(each, self._address.port)
         try:
             await self._attempt()
         except BrokerError:
@@ -160,7 +174,7 @@ class BrokerHost:
                 stdout=log,
                 stderr=log,
                 process_group=0,
-                preexec_fn=_die_with_parent,
+                preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
         try:
             await self._ready(child)
@@ -204,33 +218,59 @@ def serve(host: str, port: str) -> None:
     import iotcore
 
     logging.disable(logging.CRITICAL)  # it logs an "error" for every packet; what stops it is an exception
-    iotcore.Broker(port=int(port), listen=host, max_payload_size=MESSAGE_BYTES_MAX).run_forever()
+    listen = f"[{host}]" if ":" in host else host
+    iotcore.Broker(port=int(port), listen=listen, max_payload_size=MESSAGE_BYTES_MAX).run_forever()
 
 
-def _loopback(url: str) -> Address:
-    """Raises BrokerError unless it is plain MQTT on this machine only."""
-    where = address(url)
-    host = "127.0.0.1" if where.host == "localhost" else where.host
+def _where(settings: Broker) -> tuple[list[str], Address]:
+    """The addresses to listen on, and the one for clients on this machine: loopback, so that they need no network. Raises
+    BrokerError unless it is plain MQTT at an address."""
+    where = address(settings.url)
+    if where.tls or where.username:
+        hint = "url: mqtt://127.0.0.1:1883; with TLS and passwords: a broker of your own, and mode external"
+        raise BrokerError("a hosted broker listens on loopback or the network without TLS and passwords", hint)
+    listen = "127.0.0.1" if settings.listen == "localhost" else settings.listen
+    if listen == "127.0.0.1":
+        host = "127.0.0.1" if where.host == "localhost" else where.host
+        if not _is_loopback(host):
+            hint = f"broker.listen: 0.0.0.0 opens it to the network; url: mqtt://127.0.0.1:{where.port}"
+            raise BrokerError(f"a hosted broker listens on loopback unless broker.listen says more, not on {host}", hint)
+        return [host], Address(host=host, port=where.port)
     try:
-        inside = ipaddress.ip_address(host).is_loopback
+        parsed = ipaddress.ip_address(listen)
     except ValueError:
-        inside = False
-    if not inside or where.tls or where.username:
-        hint = "url: mqtt://127.0.0.1:1883; others on the network need a broker with TLS and access rules: mode external"
-        raise BrokerError(f"a hosted broker listens on loopback without TLS and passwords, not on {where.host}", hint)
-    return Address(host=host, port=where.port)
+        raise BrokerError(f"broker.listen: {listen} is no address", "an address of this machine, or 0.0.0.0") from None
+    near = Address(host="127.0.0.1" if parsed.version == 4 else "::1", port=where.port)
+    if listen == "::":
+        return ["::", "0.0.0.0"], near
+    if listen == "0.0.0.0":
+        return [listen], near
+    if parsed.is_loopback:
+        return [listen], Address(host=listen, port=where.port)
+    return [listen, near.host], near
 
 
-def _check_free(where: Address) -> None:
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_free(host: str, port: int) -> None:
     """Else we would take another program's broker for our own."""
-    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
-            probe.bind((where.host, where.port))
+            probe.bind((host, port))
         except OSError as error:
             hint = "another broker? take it with `mode: external`, or another port in broker.url"
-            raise BrokerError(f"port {where.port} on {where.host}: {(error.strerror or str(error)).lower()}", hint) from None
+            if error.errno == errno.EADDRNOTAVAIL:
+                hint = "broker.listen is an address of this machine, or 0.0.0.0"
+            raise BrokerError(f"port {port} on {host}: {(error.strerror or str(error)).lower()}", hint) from None
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
@@ -247,8 +287,11 @@ async def _end(child: asyncio.subprocess.Process) -> None:
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
+    """In the child, before it becomes the broker."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked to be told
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,9 @@ class Wire:
         self._out += data
         self.spoke = True
         if self._flushing is None and not self._writing:
+            # The first of this turn of the loop goes out at once, the others together: a lone request does not wait, a
+            # thousand messages are no thousand system calls.
+            self._push()
             self._flushing = self._loop.call_soon(self._flush)
         return len(data)
 
@@ -165,19 +168,24 @@ class Wire:
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
-        try:
-            del self._out[: self._sock.send(self._out)]
-        except _RETRY:
-            pass
-        except OSError as error:
-            self._out.clear()
-            self.ended = self.ended or describe(error)
-            self._loop.call_soon(self._serve)
-        self._watch_room(bool(self._out))
+        self._push()
         if len(self._out) < SEND_BYTES_MAX // 2:
             self.on_room()
         if not self._out:
             self._sent.set()
+
+    def _push(self) -> None:
+        if self._out:
+            try:
+                del self._out[: self._sock.send(self._out)]
+            except _RETRY:
+                pass
+            except OSError as error:
+                self._out.clear()
+                self._fill()  # what the other side said last tells more than that it is gone
+                self.ended = self.ended or describe(error)
+                self._loop.call_soon(self._serve)
+        self._watch_room(bool(self._out))
 
     def _watch_room(self, watch: bool) -> None:
         if watch and not self._writing:

@@ -12,14 +12,15 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-VERBS = ("run", "demo", "check", "config", "adapters", "models", "outbox", "receive")
+VERBS = ("run", "demo", "check", "config", "adapters", "models", "outbox", "mesh", "receive")
 """Each is the module edge_runtime.cli.{verb}; in the order in which --help shows them."""
 
 INTERRUPTED = 130
 
 
 class Verb(Protocol):
-    """What a verb's module offers. `run` raises EdgeError; the status is 0 where all went well."""
+    """What a verb's module offers. `run` raises EdgeError; the status is 0 where all went well. A verb that knows short forms of
+    what it takes has spelled(words) -> words, too: in full, without the verb."""
 
     SUMMARY: str
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     from edge_runtime.ports import EdgeError
 
-    args = _parser(words).parse_args(words)
+    args = _parser(words).parse_args(_spelled(words))
     try:
         status = int(args.run(args))
         sys.stdout.flush()
@@ -54,6 +55,13 @@ def _run(words: Sequence[str]) -> int:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         return 1
+
+
+def _spelled(words: Sequence[str]) -> list[str]:
+    if not words or words[0] not in VERBS:
+        return list(words)
+    spelled = getattr(importlib.import_module(f"edge_runtime.cli.{words[0]}"), "spelled", list)
+    return [words[0], *spelled(words[1:])]
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

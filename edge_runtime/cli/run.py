@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     log = logger(loaded.config.log)
     sys.excepthook = lambda _kind, error, _trace: log.critical("gateway_failed", exc_info=error)
     with locked(loaded.folder / loaded.config.data_dir):
-        asyncio.run(_serve(loaded.config, loaded.folder, real_world(registry, log)))
+        asyncio.run(serve(loaded.config, loaded.folder, real_world(registry, log)))
     return 0
 
 
-async def _serve(settings: Config, folder: Path, world: World) -> None:
+async def serve(settings: Config, folder: Path, world: World) -> None:
     import asyncio
     import signal
 

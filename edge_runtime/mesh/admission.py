@@ -48,8 +48,6 @@ class Outcome(StrEnum):
 
     DONE = "done"
     FAILED = "failed"
-    STUCK = "stuck"
-    """Given up: the executor did not come back."""
     JOINED = "joined"
     """The same task waits or runs already."""
     REPEATED = "repeated"

@@ -22,8 +22,6 @@ from edge_runtime.mesh.link import Link
 from edge_runtime.ports import BrokerError, Clock, EdgeError, Executor, Message, Offer
 from edge_runtime.records import Inference, Privacy
 
-EXECUTE_S_MAX = 30.0
-"""An executor that takes longer is given up; engines have closer limits of their own."""
 REFUSALS_MAX = 256
 """That wait for the link; more are not sent, and counted: whoever asks so much has its own deadline."""
 
@@ -43,7 +41,8 @@ class Answering:
         """And when they began."""
         self._services: dict[str, int] = {}
         """Model -> measured time of a window; only of models that were on offer."""
-        self._work = asyncio.Event()
+        self._idle: list[asyncio.Future[None]] = []
+        """Slots that wait for work."""
         self._refusals: deque[tuple[str, bytes]] = deque()
         self._refused = asyncio.Event()
         link.on("task", self._arrived)
@@ -95,7 +94,11 @@ class Answering:
             self._refuse_for(waiting, refusal)
             return
         self._open[key] = waiting
-        self._work.set()
+        while self._idle:
+            slot = self._idle.pop()
+            if not slot.done():
+                slot.set_result(None)
+                break
 
     def _unfit(self, task: Task, offer: Offer | None) -> Refusal | None:
         """What no waiting would help."""
@@ -139,8 +142,9 @@ class Answering:
         while True:
             waiting = self.queue.take()
             if waiting is None:
-                self._work.clear()
-                await self._work.wait()
+                idle = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
                 continue
             now_ns = self._clock.mono_ns()
             if waiting.deadline_ns <= now_ns:
@@ -154,30 +158,24 @@ class Answering:
     async def _compute(self, waiting: Waiting, began_ns: int) -> None:
         self._running[waiting.key] = (began_ns, waiting)
         try:
-            outcome, inference, cause, hint = await self._execute(waiting.task)
+            inference, cause, hint = await self._execute(waiting.task)
         finally:
             del self._running[waiting.key], self._open[waiting.key]
         ended_ns = self._clock.mono_ns()
         service_ns = ended_ns - began_ns
-        self.counts[outcome] += 1
+        self.counts[Outcome.FAILED if inference is None else Outcome.DONE] += 1
         answer = self._packed(waiting, inference, cause, hint, began_ns - waiting.arrived_ns, service_ns)
-        if outcome is Outcome.DONE:  # what failed may be tried again
+        if inference is not None:  # what failed may be tried again
             self._services[waiting.task.model] = learned(self._services.get(waiting.task.model, 0), service_ns)
             self.kept.put(waiting.key, answer, ended_ns)
         if not waiting.unwanted:
             await self._send(waiting.sender, answer)
 
-    async def _execute(self, task: Task) -> tuple[Outcome, Inference | None, str, str]:
+    async def _execute(self, task: Task) -> tuple[Inference | None, str, str]:
         try:
-            async with asyncio.timeout(EXECUTE_S_MAX) as limit:
-                return Outcome.DONE, await self._executor.execute(task.model, task.tensor), "", ""
+            return await self._executor.execute(task.model, task.tensor), "", ""
         except EdgeError as error:
-            return Outcome.FAILED, None, error.cause, error.hint
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            self._log.error("executor_stuck", model=task.model, limit_s=EXECUTE_S_MAX)
-            return Outcome.STUCK, None, f"model {task.model} did not answer within {EXECUTE_S_MAX:g} s", "another gateway"
+            return None, error.cause, error.hint
 
     # --- what goes out ---
 

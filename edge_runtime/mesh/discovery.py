@@ -235,8 +235,8 @@ class _Wire:
 
     @classmethod
     async def open(cls, interfaces: tuple[Interface, ...], info: AsyncServiceInfo, on_name: Any) -> _Wire:
-        """`on_name(name, here)`. Raises OSError."""
-        from zeroconf import DNSQuestionType, ServiceStateChange
+        """`on_name(name, here)`. Raises OSError, also for an interface that went away this moment."""
+        from zeroconf import DNSQuestionType, Error, ServiceStateChange
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
         def heard(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
@@ -245,11 +245,21 @@ class _Wire:
         # IPv4 sockets are made for an address, IPv6 sockets for an interface's number.
         four = [each for one in interfaces for each in one.addresses if ":" not in each]
         six = [one.index for one in interfaces if any(":" in each for each in one.addresses)]
-        zeroconf = AsyncZeroconf(interfaces=[*four, *six])
-        # Questions that all may hear the answer of: the answer to one of us alone goes to any of the processes on this machine.
-        browser = AsyncServiceBrowser(zeroconf.zeroconf, TYPE, handlers=[heard], question_type=DNSQuestionType.QM)
-        wire = cls(zeroconf, browser, info)
-        wire._saying = await zeroconf.async_register_service(info, cooperating_responders=True)
+        try:
+            zeroconf = AsyncZeroconf(interfaces=[*four, *six])
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        try:
+            # Questions that all may hear the answer of: one to us alone goes to any of the processes on this machine.
+            ask = DNSQuestionType.QM
+            browser = AsyncServiceBrowser(zeroconf.zeroconf, TYPE, handlers=[heard], question_type=ask)
+            wire = cls(zeroconf, browser, info)
+            wire._saying = await zeroconf.async_register_service(info, cooperating_responders=True)
+        except BaseException as error:
+            await zeroconf.async_close()
+            if isinstance(error, Error):
+                raise OSError(f"{type(error).__name__} {error}") from None
+            raise
         return wire
 
     async def change(self, info: AsyncServiceInfo) -> None:

@@ -27,6 +27,7 @@ Handler = Callable[[str, Message], None]
 
 SENDERS_MAX = 1_000
 """Of bad messages, by who sent them: beyond it they are counted together."""
+ROUTES_MAX = 2_000
 
 _WORD = re.compile(WORD)
 
@@ -58,6 +59,8 @@ class Link:
         self._connection: Connection | None = None
         self._handlers: dict[str, Handler] = {}
         self._loads: dict[str, None] = {}
+        self._routes: dict[str, tuple[str, str]] = {}
+        """By topic, as they came in."""
 
     def on(self, kind: Kind, handler: Handler) -> None:
         self._handlers[kind] = handler
@@ -118,16 +121,13 @@ class Link:
         return topics.gateway(self.site, gateway, "load")
 
     def _take(self, message: Message) -> None:
-        if message.topic == topics.brokers(self.site):
-            kind, sender = "brokers", ""
-        elif message.topic.startswith(topics.why(self.site, "")):
-            kind, sender = "why", ""
-        else:
-            parsed = topics.parse(message.topic)
-            if parsed is None:
-                return
-            _, gateway, rest = parsed
-            kind, sender = rest[0], rest[1] if len(rest) == 2 else gateway
+        route = self._routes.get(message.topic)
+        if route is None:
+            route = self._route(message.topic)
+            if len(self._routes) >= ROUTES_MAX:
+                self._routes.clear()
+            self._routes[message.topic] = route
+        kind, sender = route
         handler = self._handlers.get(kind)
         if handler is None:
             return
@@ -137,6 +137,18 @@ class Link:
             handler(sender, message)
         except BadMessage as error:
             self.note_bad(sender, error)
+
+    def _route(self, topic: str) -> tuple[str, str]:
+        """Kind of message, and the gateway that the topic names ("": none)."""
+        if topic == topics.brokers(self.site):
+            return "brokers", ""
+        if topic.startswith(topics.why(self.site, "")):
+            return "why", ""
+        parsed = topics.parse(topic)
+        if parsed is None:
+            return "", ""
+        _, gateway, rest = parsed
+        return rest[0], rest[1] if len(rest) == 2 else gateway
 
     def note_bad(self, sender: str, error: BadMessage) -> None:
         """Logged once for each sender: one that sends garbage a thousand times a second must not fill the disk."""

@@ -50,7 +50,13 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.1, 0.5
 """Between two rounds of asking, growing; half of it to all of it, so that gateways that lost one broker do not come in step."""
 
 ROUND_MAX, ROUND_OTHERS_MAX = 24, 8
-"""Places that are asked in a round: the likely ones, and some of those that are not."""
+"""Places that are asked in a round: the first ones in order, and some of the others."""
+
+QUICK_S, HURRY_S = 0.5, 2.0
+"""A round takes so long, for so long after we began to look; then slow networks get their time, too."""
+
+SILENT_S = 2.0
+"""A place that did not answer is not asked again for so long."""
 
 PATIENT_S = 10.0
 """Without a broker for so long, rounds come every BACKOFF_S_MAX."""
@@ -156,13 +162,14 @@ class Membership:
         """The site's broker; None: it is our turn to host it."""
         mode, began_ns = self._settings.broker.mode, self._clock.mono_ns()
         pinned, cold, gone = mode == "hosted", self.candidates.cold, (self._before,) if self._before else ()
-        silent: dict[Endpoint, None] = {}
+        silent: dict[Endpoint, int] = {}
         jitter_s, pause_s = self._dice.uniform(0.0, election.SLOT_S / 5), PAUSE_S_MIN
         while True:
             self._discovery.changed.clear()
             self._hear()
             if not pinned or self._hints:
-                home = await self._ask(silent)
+                hurry = self._clock.mono_ns() - began_ns < HURRY_S * 1e9
+                home = await self._ask(silent, QUICK_S if hurry else None)
                 if home is not None:
                     return home
             waited_s = (self._clock.mono_ns() - began_ns) / 1e9
@@ -175,17 +182,17 @@ class Membership:
             await self._pause(min(left_s, self._dice.uniform(pause_s / 2, pause_s)))
             pause_s = min(2 * pause_s, PAUSE_S_MAX if waited_s < PATIENT_S else BACKOFF_S_MAX)
 
-    async def _ask(self, silent: dict[Endpoint, None]) -> Home | None:
-        """One round. The first broker of ours is taken."""
-        places = self._places(silent)
-        answers = await self._probes.ask_all(places, enough=self._is_other)
+    async def _ask(self, silent: dict[Endpoint, int], within_s: float | None) -> Home | None:
+        """One round. The first broker of ours is taken. `silent`: places that did not answer, and when."""
+        now_ns = self._clock.mono_ns()
+        answers = await self._probes.ask_all(self._places(silent, now_ns), enough=self._is_other, within_s=within_s)
         for answer in answers:
             if answer.silent:
-                silent[answer.endpoint] = None
+                silent[answer.endpoint] = now_ns
             else:
                 silent.pop(answer.endpoint, None)
             if answer.brokers is not None:
-                self.candidates.hear_brokers(answer.brokers, self._clock.mono_ns())
+                self.candidates.hear_brokers(answer.brokers, now_ns)
         found = next((each for each in answers if self._is_other(each)), None)
         if found is None or found.brokers is None:
             said = [place for each in answers if each.brokers is not None and not each.ours for place in each.brokers.endpoints]
@@ -194,11 +201,11 @@ class Membership:
         where = self._dress(Address(host=found.endpoint.host, port=found.endpoint.port))
         return Home(where, found.brokers.host, found.brokers.run)
 
-    def _places(self, silent: Mapping[Endpoint, None]) -> list[Endpoint]:
-        """Those that may answer, and a few of the others: all get their turn."""
+    def _places(self, silent: Mapping[Endpoint, int], now_ns: int) -> list[Endpoint]:
+        """The first ones, and a few of the others: all get their turn. Who was silent just now is left in peace."""
         ordered = election.ask_order(self.candidates.me, self.candidates.all(), self._hints)
-        first = [place for place in ordered if place not in silent][:ROUND_MAX]
-        others = [place for place in ordered if place not in first]
+        awake = [place for place in ordered if place not in silent or now_ns - silent[place] > SILENT_S * 1e9]
+        first, others = awake[:ROUND_MAX], awake[ROUND_MAX:]
         start = self._turn % max(1, len(others))
         self._turn = start + ROUND_OTHERS_MAX
         return first + (others[start:] + others[:start])[:ROUND_OTHERS_MAX]
@@ -286,12 +293,12 @@ class Membership:
 
     async def _host(self) -> None:
         before, self._before = self._before, self.candidates.me.name
-        hosting = self._hosting = Hosting(
-            self._new_host(), site=self._settings.site, candidates=self.candidates, before=before, link=self._link,
-            bus=self._bus, probes=self._probes, clock=self._clock, dice=self._dice, log=self._log, will=self._will,
-            dress=self._dress, begun=self._begun, learn=self._learn, changed=self._discovery.changed,
-        )  # fmt: skip
         try:
+            hosting = self._hosting = Hosting(
+                self._new_host(), site=self._settings.site, candidates=self.candidates, before=before, link=self._link,
+                bus=self._bus, probes=self._probes, clock=self._clock, dice=self._dice, log=self._log, will=self._will,
+                dress=self._dress, begun=self._begun, learn=self._learn, changed=self._discovery.changed,
+            )  # fmt: skip
             rival = await hosting.run()
             self._hints = rival.endpoints if rival is not None else ()
             if rival is None:

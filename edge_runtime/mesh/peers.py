@@ -114,7 +114,7 @@ class Peers:
         self.beyond = 0
         """Births of gateways for which there is no place."""
         self.strangers = 0
-        """Heartbeats of nobody that we know."""
+        """Heartbeats of nobody that we know to be here."""
         self.shut = False
         """We stand outside (our name is taken): there is nobody to give work to."""
         self._me = me
@@ -163,11 +163,11 @@ class Peers:
 
     def on_load(self, load: Load, now_ns: int) -> None:
         peer = self._peers.get(load.gateway)
-        if peer is None or peer.birth.instance != load.instance:
+        if peer is None or peer.birth.instance != load.instance or not peer.online:  # who comes back says so with a birth
             self.strangers += 1
             return
         _heard(peer, now_ns)
-        peer.online, peer.load, peer.queue_ns = True, load, min(load.queue_ns, NANOSECONDS_MAX)
+        peer.load, peer.queue_ns = load, min(load.queue_ns, NANOSECONDS_MAX)
 
     def replied(self, name: str, queue_ns: int, now_ns: int) -> None:
         """It answered a task, and said what waits there."""

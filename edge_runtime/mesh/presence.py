@@ -1,6 +1,7 @@
 """This gateway's presence in the mesh (runs): says that it is here and how busy it is, hears who else is, and tells who is gone.
 
-birth       retained, on every connection, and when what it says has changed; the will says the opposite in our name
+birth       retained, on every connection, and when what it says has changed; the will says the opposite in our name (and whoever
+            closes the connection says it at a clean stop)
 heartbeat   every `peers.period_s`, QoS 0: the next one makes up for one that is lost
 listening   to those whose load we need (peers.py); who becomes late, dies or begins another life is told to `on_gone`
 the name    another gateway with our name: one of the two stands down (naming.py), and says nothing here until the other is gone
@@ -21,6 +22,7 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import MODELS_MAX, Birth, Load
 from edge_runtime.config import Config
+from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.naming import Name
 from edge_runtime.mesh.peers import LATE_PERIODS, PERIOD_S_MAX, Peers
@@ -38,8 +40,6 @@ STALL_S = 1.0
 WAIT_S = 0.1
 """Before something is done about what was heard. Births come in crowds; and a process that was stopped first reads what came
 meanwhile, then judges who is late."""
-
-LEAVE_S_MAX = 1.0
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +79,8 @@ class Presence:
         self._again = False
         """It has to be said again, though nothing in it has changed."""
         self._say, self._changed = asyncio.Event(), asyncio.Event()
-        self._left = False
+        self._alive: dict[str, None] = {}
+        """Peers that were heard on this connection, and the log knows it."""
         link.on("status", self._on_status)
         link.on("load", self._on_load)
         link.joined.append(self.born)
@@ -107,36 +108,23 @@ class Presence:
         """Says that we are here, on a new connection. Raises BrokerError when it is lost."""
         now_ns, home = self._clock.mono_ns(), self._link.home
         self._said = None
+        self._alive.clear()
         self.peers.joined(home.run if home is not None else "", now_ns)
         self.name.woke(now_ns)
         self._changed.set()
         await self._say_birth()
 
-    async def leave(self) -> None:
-        """A clean stop: says that we are gone, and nothing more. May be called again."""
-        if self._left:
-            return
-        self._left = True
-        if self._said is not None and self._link.home is not None and not self.name.taken:
-            with contextlib.suppress(BrokerError, TimeoutError):  # then the will says it
-                async with asyncio.timeout(LEAVE_S_MAX):
-                    gone = self._birth(self._link.home.run, online=False)
-                    await self._link.send(self._topic("status"), presence.pack(gone), qos=1, retain=True)
-
     async def run(self) -> None:
-        """Until cancelled; then it leaves."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._beat(), name="mesh-heartbeat")
-                group.create_task(self._speak(), name="mesh-birth")
-                group.create_task(self._watch(), name="mesh-watch")
-        finally:
-            await self.leave()
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat(), name="mesh-heartbeat")
+            group.create_task(self._speak(), name="mesh-birth")
+            group.create_task(self._watch(), name="mesh-watch")
 
     # --- what is said ------------------------------------------------------------------------------------------------
 
     async def _say_birth(self) -> None:
-        if self._left or self.name.taken or self._link.home is None:
+        if self.name.taken or self._link.home is None:
             return
         if self._since_ns is None:
             self._since_ns = self._clock.mono_ns()
@@ -163,7 +151,7 @@ class Presence:
         while True:
             period_s = self.peers.period_s
             await asyncio.sleep(period_s * self._dice.uniform(1 - JITTER, 1 + JITTER))
-            if self._said is not None and not self._left:
+            if self._said is not None:
                 with contextlib.suppress(BrokerError):  # there will be another broker, and another heartbeat
                     await self._link.send(self._topic("load"), presence.pack(self._heartbeat(self.peers.period_s)))
 
@@ -175,8 +163,8 @@ class Presence:
             who,
             boot=self._clock.now().boot,
             version=self._version,
-            rank=self._mesh.rank,
-            may_host=self._mesh.may_host,
+            rank=election.rank(self._settings),
+            may_host=election.may_host(self._settings),
             endpoints=self.endpoints,
             offers=self._offered(),
             accelerators=self.accelerators,
@@ -238,7 +226,8 @@ class Presence:
                 self._on_own(birth)
             return
         if self.peers.on_birth(birth, retained=message.retain, now_ns=self._clock.mono_ns()):
-            self._on_gone(gateway)
+            self._tell_gone(gateway)
+        self._tell_alive(gateway)
         self._changed.set()
 
     def _on_load(self, gateway: str, message: Message) -> None:
@@ -247,13 +236,25 @@ class Presence:
             raise BadMessage(f"load: of {load.gateway}, where only {gateway} speaks", "who else publishes there?")
         if gateway != self._link.gateway:
             self.peers.on_load(load, self._clock.mono_ns())
+            self._tell_alive(gateway)
         elif load.instance != self._link.instance:
             self._on_rival(load.instance, load.uptime_s, load.period_s)
+
+    def _tell_alive(self, peer: str) -> None:
+        if peer not in self._alive and self.peers.state(peer) == "online":
+            self._alive[peer] = None
+            self._log.info("peer_alive", peer=peer)
+
+    def _tell_gone(self, peer: str) -> None:
+        """Or its present life is another one."""
+        self._alive.pop(peer, None)
+        self._log.info("peer_gone", peer=peer, state=self.peers.state(peer))
+        self._on_gone(peer)
 
     def _on_own(self, birth: Birth) -> None:
         """What is said in our name: an echo, the late will of an earlier connection or life, or another gateway."""
         if birth.instance == self._link.instance:
-            if not birth.online and not self._left:
+            if not birth.online:
                 self._claim()
         elif birth.online:
             self._on_rival(birth.instance, birth.uptime_s, self.peers.period_s)
@@ -263,8 +264,6 @@ class Presence:
             self._claim()
 
     def _on_rival(self, instance: str, uptime_s: float, period_s: float) -> None:
-        if self._left:
-            return
         silent_s = LATE_PERIODS * min(PERIOD_S_MAX, max(period_s, self._mesh.heartbeat_s_min))
         if self.name.heard(instance, uptime_s, self.uptime_s, silent_s, self._clock.mono_ns()):
             self._log.error(
@@ -306,7 +305,7 @@ class Presence:
 
     def _look(self, now_ns: int) -> None:
         for name in self.peers.check(now_ns):
-            self._on_gone(name)
+            self._tell_gone(name)
         if self.name.check(now_ns):
             self.peers.shut = False
             self._claim()

@@ -68,25 +68,35 @@ class Probes:
         return Answer(endpoint=endpoint, brokers=brokers)
 
     async def ask_all(
-        self, endpoints: Iterable[Endpoint], tell: Tell = lambda _: None, *, enough: Callable[[Answer], bool] = lambda _: False
+        self,
+        endpoints: Iterable[Endpoint],
+        tell: Tell = lambda _: None,
+        *,
+        enough: Callable[[Answer], bool] = lambda _: False,
+        within_s: float | None = None,
     ) -> list[Answer]:
-        """In this order, IN_FLIGHT_MAX at a time. After an answer that is `enough` the rest is not asked any more."""
+        """In this order (each place once), IN_FLIGHT_MAX at a time. After an answer that is `enough` the rest is not asked any
+        more; after `within_s` those that have not answered count as silent, and the rest is not asked."""
         waiting, answers = deque(endpoints), list[Answer]()
-        running: list[asyncio.Task[Answer]] = []
+        running: dict[Endpoint, asyncio.Task[Answer]] = {}
+        end_ns = self._clock.mono_ns() + round((within_s or 0.0) * 1e9)
         try:
             while (waiting or running) and not any(enough(each) for each in answers):
                 while waiting and len(running) < IN_FLIGHT_MAX:
                     place = waiting.popleft()
-                    running.append(asyncio.create_task(self.ask(place, tell), name=f"ask {place.host}:{place.port}"))
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                answers += [each.result() for each in running if each in done]
-                running = [each for each in running if each not in done]
+                    running[place] = asyncio.create_task(self.ask(place, tell), name=f"ask {place.host}:{place.port}")
+                left_s = None if within_s is None else max(0.0, (end_ns - self._clock.mono_ns()) / 1e9)
+                done, _ = await asyncio.wait(running.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                answers += [each.result() for each in running.values() if each in done]
+                running = {place: each for place, each in running.items() if each not in done}
+                if not done:
+                    return answers + [Answer(endpoint=place, silent=True) for place in running]
+            return answers
         finally:
-            for each in running:
+            for each in running.values():
                 each.cancel()
             if running:
-                await asyncio.wait(running)
-        return answers
+                await asyncio.wait(running.values())
 
     async def _read(self, connection: Connection) -> Brokers | None:
         """None: it is no message of ours. Raises TimeoutError where there is none."""

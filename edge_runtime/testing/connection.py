@@ -51,7 +51,7 @@ class Way:
         self._lan.loop.outside(self._last_s - now_s, self._arrive)
 
     def send_qos0(self, callback: Callable[..., object], *args: Any) -> None:
-        if not self._lan.loses(*self._pair):
+        for _ in range(self._lan.copies(*self._pair)):
             self.send(callback, *args)
 
     def lose(self) -> None:
@@ -223,7 +223,7 @@ class FakeConnection:
             if not future.done():
                 future.set_exception(BrokerError(f"{self._where}: {cause}"))
                 future.exception()  # nobody has to be there to hear it
-        for _ in range(PUBLISH_INFLIGHT_MAX):
+        for _ in self._answers:  # who waits for a place in the window is told by who had it
             self._window.release()
         self._answers.clear()
         self._arrived.set()

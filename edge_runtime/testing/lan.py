@@ -7,6 +7,7 @@
     lan.part(["gw-1", "gw-2"], ["gw-3"])     # the same, between groups
     lan.block("gw-1", "gw-3")                # a firewall: gw-1 opens no new connection to gw-3; gw-3 does to gw-1
     lan.heal("gw-1"); lan.heal()
+    lan.hang(fence); fence.go_on()           # SIGSTOP and SIGCONT
 
 TCP loses nothing: what is sent during a cut arrives when it heals, unless somebody has given the connection up before; a packet
 that is lost on a bad line comes late, and all behind it on the same connection. What can be lost is a message of QoS 0.
@@ -44,6 +45,8 @@ class Line(msgspec.Struct, kw_only=True):
     delay_s: tuple[float, float] = (0.0002, 0.005)
     lost: float = 0.0
     """Chance that a message of QoS 0 is dropped on the way (a broker's full socket buffer)."""
+    twice: float = 0.0
+    """Chance that a message of QoS 0 comes a second time, right behind the first (somebody replays it)."""
     stalls: float = 0.0
     """Chance that a packet has to be sent again: it and all behind it come later."""
     stall_s: tuple[float, float] = (0.2, 1.0)
@@ -125,6 +128,13 @@ class Lan:
         for connection in [each for each in self.connections.values() if each.node == node]:
             self.sever(connection)
 
+    def hang(self, fence: Fence) -> None:
+        """The node's process is stopped (SIGSTOP): brokers that hear no ping of it close the connection."""
+        fence.stop()
+        for connection in self.connections.values():
+            if connection.node == fence.node and not connection.is_lost:
+                self.loop.outside(BROKER_GIVES_UP * connection.keepalive_s, self._hangs, fence, fence.held, connection)
+
     # --- for connections and brokers ---------------------------------------------------------------------------------
 
     def resolve(self, node: str, host: str) -> str:
@@ -138,10 +148,12 @@ class Lan:
         delay_s = self.rng.uniform(*line.delay_s)
         return delay_s + self.rng.uniform(*line.stall_s) if line.stalls and self.rng.random() < line.stalls else delay_s
 
-    def loses(self, source: str, target: str) -> bool:
-        """A message of QoS 0?"""
-        lost = self.lines.get((source, target), self.line).lost if source != target else 0.0
-        return lost > 0 and self.rng.random() < lost
+    def copies(self, source: str, target: str) -> int:
+        """How often a message of QoS 0 arrives."""
+        line = self.lines.get((source, target), self.line)
+        if source == target or not (line.lost or line.twice):
+            return 1
+        return 0 if self.rng.random() < line.lost else 1 + (self.rng.random() < line.twice)
 
     def hold(self, pair: Pair, arrive: Callable[[], None]) -> None:
         """A packet would arrive, but the nodes are parted."""
@@ -179,6 +191,11 @@ class Lan:
                 keepalive_s = connection.keepalive_s
                 self.loop.outside(NODE_GIVES_UP * keepalive_s, self._still_silent, connection, since, connection.give_up)
                 self.loop.outside(BROKER_GIVES_UP * keepalive_s, self._still_silent, connection, since, self.lost, connection)
+
+    def _hangs(self, fence: Fence, since: object, connection: FakeConnection) -> None:
+        if fence.held is since is not None:
+            self.lost(connection)
+            connection.down.send(connection.lose, "the broker closed the connection")
 
     def _still_silent(self, connection: FakeConnection, since: float, then: Callable[..., object], *args: Any) -> None:
         if connection.silent_since == since:

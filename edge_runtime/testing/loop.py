@@ -260,6 +260,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if fence is not None:
             if fence.fallen:
                 return
+            if fence.held is not None:
+                fence.held.append((context, callback, args))
+                return
             fence.steps += 1
             if fence.steps == fence.fall_at:
                 fence.fall()

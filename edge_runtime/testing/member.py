@@ -10,6 +10,8 @@ from typing import Any
 
 from edge_runtime.config import AnySink, Config
 from edge_runtime.gateway import Gateway
+from edge_runtime.mesh import election
+from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.ports import Address, Endpoint
 from edge_runtime.testing.discovery import Air, FakeDiscovery
@@ -54,6 +56,8 @@ class Member:
         self.uplink = Faults(latency_s=(0.0, 0.02))
         self.lives = 0
         self.slow_disk = False
+        self.ends = False
+        """A clean stop is the last one; else the gateway is started again."""
         self.gateway: Gateway
         self.fence: Fence
         self.disk: FaultyDisk
@@ -64,10 +68,14 @@ class Member:
 
     @property
     def up(self) -> bool:
-        return self.lives > 0 and not self.fence.fallen and self.gateway.started.is_set()
+        return self.lives > 0 and not self.fence.fallen and self.gateway.started.is_set() and not self.gateway.stopping
+
+    @property
+    def may_host(self) -> bool:
+        return election.may_host(self.settings)
 
     async def live(self) -> None:
-        """One life after the other, until the gateway ends by itself: somebody stopped it."""
+        """One life after the other, until somebody stops the gateway for good."""
         while True:
             self.lives += 1
             if self.lives > 1 and self.rng.random() < 0.3:
@@ -81,15 +89,18 @@ class Member:
             await asyncio.wait((life, gone), return_when=asyncio.FIRST_COMPLETED)
             gone.cancel()
             if life.done():
-                return await life
+                await life
+                if self.ends:
+                    return
             await asyncio.sleep(self.rng.uniform(*AWAY_S))
 
     def heal(self) -> None:
+        self.fence.go_on()
         self.slow_disk = False
         self.hosts.refuses = 0.0
         self.models.faults.stuck, self.models.faults.refuse = False, ""
         self.fence.fall_at = self.disk.crash_at = None
-        self.mailbox.lost = self.mailbox.again = 0.0
+        self.mailbox.lost = self.mailbox.again = self.uplink.lost = self.uplink.unheard = 0.0
 
     def _world(self) -> World:
         fence, rng = self.fence, self._lan.loop.rng(f"{self.name}/life-{self.lives}")
@@ -112,7 +123,7 @@ class Member:
             local_address=lambda url: Address(host="127.0.0.1", port=PORT),
             log=self._log,
             open_model=self.models.open,
-            new_discovery=lambda *_: FakeDiscovery(self._air, fence),
+            new_discovery=lambda mesh, _: NoDiscovery() if mesh.discovery == "off" else FakeDiscovery(self._air, fence),
             reachable=lambda _: (Endpoint(self.name, PORT),),
         )
 

@@ -12,6 +12,7 @@ what was not acknowledged comes again, as a duplicate, and message ids start aga
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,7 +22,11 @@ from edge_runtime.ports import Address
 from edge_runtime.testing.connection import FakeConnection, Stored
 from edge_runtime.testing.lan import Lan
 
+MATCHES_MAX = 10_000
+"""Answers that are remembered."""
 
+
+@functools.lru_cache(maxsize=MATCHES_MAX)
 def matches(topic: str, pattern: str) -> bool:
     """MQTT 3.1.1, 4.7: `+` one level, `#` this level and all below; wildcards do not open a $-topic."""
     if topic.startswith("$") and pattern[:1] in "+#":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -180,6 +181,81 @@ def test_a_program_that_ends_at_once_is_an_error_with_its_own_words(tmp_path: Pa
     async def main() -> None:
         with pytest.raises(BrokerError, match="no_such_setting"):
             await broker_host(tmp_path, program="mosquitto").start()
+
+    run(main)
+
+
+def own_address() -> str:
+    """Of this machine on the network; asking for the way sends no packet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks:
+        try:
+            asks.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("MISSING: a network interface beside loopback")
+        return str(asks.getsockname()[0])
+
+
+@pytest.mark.parametrize("program", ["mosquitto", "iotcore"])
+@pytest.mark.parametrize("listen", ["0.0.0.0", "own", "::"])
+def test_opened_to_the_network_it_says_so_at_every_start(tmp_path: Path, program: str, listen: str) -> None:
+    needs(program)
+    here = own_address()
+
+    async def main() -> None:
+        port, log = free_port(), Log()
+        for starts in (1, 2):
+            one = broker_host(
+                tmp_path, log, program=program, listen=here if listen == "own" else listen, url=f"mqtt://127.0.0.1:{port}"
+            )
+            async with hosted(one) as address:
+                near = ["127.0.0.1"] if program == "mosquitto" or listen != "own" else []
+                for each in (address.host, here, *near):
+                    await (await BUS.connect(Address(host=each, port=port))).close()
+            assert [event for event, _ in log.lines] == starts * ["broker_open_to_network"]
+        assert "read and write everything" in log.lines[0][1]["cause"]
+
+    run(main)
+
+
+def test_on_loopback_nobody_from_the_network_comes_in(tmp_path: Path) -> None:
+    here = own_address()
+
+    async def main() -> None:
+        log = Log()
+        async with hosted(broker_host(tmp_path, log)) as address:
+            with pytest.raises(BrokerError, match="refused"):
+                await BUS.connect(Address(host=here, port=address.port))
+        assert log.lines == []
+
+    run(main)
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(BrokerError, match="cannot assign") as caught:
+            await broker_host(tmp_path, listen="192.0.2.1").start()
+        assert "of this machine" in caught.value.hint
+
+    run(main)
+    with pytest.raises(BrokerError, match="no address"):
+        broker_host(tmp_path, listen="everywhere")
+
+
+@pytest.mark.parametrize("mode", ["hosted", "auto"])
+def test_what_it_keeps_from_one_time_to_the_next(tmp_path: Path, mode: str) -> None:
+    """A pinned broker everything; one that was hosted elsewhere meanwhile nothing, or old news would pass for new."""
+    needs("mosquitto")
+
+    async def main() -> None:
+        port = free_port()
+        for time_of_hosting in (1, 2):
+            one = broker_host(tmp_path, program="mosquitto", mode=mode, url=f"mqtt://127.0.0.1:{port}")
+            async with hosted(one) as address:
+                client = await BUS.connect(Address(host=address.host, port=port, client_id="c", clean=False))
+                assert client.session_present == (time_of_hosting == 2 and mode == "hosted")
+                await client.subscribe("t")
+                await client.publish("t", b"kept", qos=1, retain=True)
+                await client.close()
 
     run(main)
 

@@ -68,3 +68,30 @@ def test_a_damaged_model_beside_the_configuration(tmp_path: Path, capsys: pytest
     (problem,) = check(tmp_path, TEXT.replace("model: shuttle-anomaly", "model: mine"), capsys)
     assert "fp32.tflite" in problem["message"]
     assert problem["hint"]
+
+
+@pytest.mark.parametrize(
+    ("privacy", "sinks", "words"),
+    [
+        ("cloud", "cloud: {type: https, url: http://x}", []),
+        ("gateway", "cloud: {type: https, url: http://x}", ["privacy: gateway", "no sink gets its records", "data/outbox.db"]),
+        ("site", "cloud: {type: https, url: http://x}", ["privacy: site", "no sink is of the site", "`reach: site`"]),
+        ("site", "plant: {type: https, url: http://x, reach: site}", []),
+        ("gateway", "plant: {type: https, url: http://x, reach: site}", ["no sink gets its records"]),
+        ("site", "bridge: {type: mqtt, url: mqtt://x}", ["no sink is of the site"]),
+    ],
+)
+def test_a_pipeline_that_no_sink_may_have_is_no_error_and_no_surprise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], privacy: str, sinks: str, words: list[str]
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(TEXT.replace("device: press\n", f"device: press\n    privacy: {privacy}\n") + f"sinks:\n  {sinks}\n")
+    assert main(["check", str(file), "--json"]) == 0
+    notices = json.loads(capsys.readouterr().out)["notices"]
+    assert len(notices) == bool(words)
+    assert main(["check", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert ("notice:" in shown) is bool(words)
+    for word in words:
+        assert word in notices[0]
+        assert word in shown

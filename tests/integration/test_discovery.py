@@ -15,6 +15,7 @@ from discovering import Finder, finder
 from netns import Network, network
 
 from edge_runtime.config import Mesh
+from edge_runtime.mesh.announcing import ANNOUNCE_S_MIN
 from edge_runtime.mesh.discovery import FOUND_MAX, ZeroconfDiscovery
 from edge_runtime.ports import EdgeError
 
@@ -53,9 +54,11 @@ def test_they_find_each_other_and_a_late_joiner_and_hear_changes_and_goodbyes(st
     late.sees("g1", "g2")
     first.sees("g2", "g3")
 
-    for role in ("host", "candidate", "host"):  # back to what a cache still holds
+    began = time.monotonic()
+    for role in ("host", "candidate") * 5:  # back to what a cache still holds
         second.lines.say(role)
         late.lines.wait(lambda role=role: late.found()["g2"]["role"] == role, f"g3 hears that g2 is {role}")
+    assert time.monotonic() - began < 2 * ANNOUNCE_S_MIN, "not at once, but with what is announced anyway"
     second.close()
     first.sees("g3")
     late.sees("g1")
@@ -85,7 +88,7 @@ def test_who_came_during_a_cut_is_seen_after_it(net: Network, start: Any, quiet:
     alone = start(3, "g4")
     if not quiet:
         assert alone.wait("discovery_off")["interfaces"] == []
-    time.sleep(2.5)  # all that a registration says of itself is said
+    time.sleep(5.5 if quiet else 2.5)  # all that zeroconf says and asks of itself after a start is said
     assert alone.found() == {}
     if quiet:
         net.join()
@@ -206,10 +209,9 @@ def test_a_stranger_on_the_network_hurts_nobody(net: Network, start: Any) -> Non
 def test_a_crowd_is_bounded(start: Any) -> None:
     with network(2) as net:
         first = finder(net, 0, "g1")
-        stranger = net.start(1, sys.executable, STRANGER, net.address(1), "flood", str(FOUND_MAX + 300), "plant")
-        assert stranger.wait(60) == 0
+        net.start(1, sys.executable, STRANGER, net.address(1), "crowd", str(FOUND_MAX + 300), "plant")
         first.lines.wait(lambda: len(first.found()) == FOUND_MAX, "the first thousand")
-        assert first.ask("refused")["too many"] > 0
+        first.lines.wait(lambda: first.ask("refused").get("too many", 0) > 100, "the others are counted")
         assert len(first.found()) == FOUND_MAX
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receivers import receiver, records
+from receivers import STAMP, receiver, records
 
 from edge_runtime.board.system import ThreadWorker
 from edge_runtime.bus import messages
@@ -19,7 +19,7 @@ from edge_runtime.bus.messages import Failure
 from edge_runtime.outbox.sinks import https
 from edge_runtime.outbox.sinks.https import HttpsSink
 from edge_runtime.ports import Refused, SinkError
-from edge_runtime.records import Lane
+from edge_runtime.records import Lane, Record
 from edge_runtime.testing.sink_suite import failure, open_again
 
 TIMEOUT_S = 1.0
@@ -129,6 +129,25 @@ def test_a_strange_answer_is_an_error_in_time(script: Script, words: str) -> Non
                 assert words in str(error)
                 assert error.hint
                 assert not isinstance(error, Refused), "only the receiver itself may make us give a batch up"
+            await each.close()
+
+    asyncio.run(main())
+
+
+async def echoes(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(reply(body[-60:], "500 Internal Server Error" if len(body) % 2 else "200 OK"))
+
+
+def test_a_server_that_repeats_what_it_was_told_puts_no_value_into_the_log() -> None:
+    """The error goes to the log."""
+
+    async def main() -> None:
+        async with server(echoes) as url:
+            each = sink(url)
+            for name in ("odd", "even"):
+                await each.open(["e1"])
+                record = Record(Lane.SAMPLE, "e1", 1, name, STAMP, b'{"value":"canary"}')
+                assert "canary" not in str(await failure(each.send([record])))
             await each.close()
 
     asyncio.run(main())

@@ -66,7 +66,7 @@ def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) ->
             return int(database.execute("SELECT count(*) FROM lane_sample").fetchone()[0])
 
     async def both() -> None:
-        serving = asyncio.create_task(run._serve(Config.model_validate(SETTINGS), folder, world(far_end, told)))
+        serving = asyncio.create_task(run.serve(Config.model_validate(SETTINGS), folder, world(far_end, told)))
         await until(lambda: "source_connected" in told)
         await until(lambda: len(far_end.kept) + on_the_disk() > 3)
         for _ in range(signals):
@@ -108,7 +108,7 @@ def test_a_signal_before_it_has_started_ends_it(tmp_path: Path, monkeypatch: pyt
 
     async def within() -> None:
         async with asyncio.timeout(20):
-            await run._serve(Config.model_validate(SETTINGS), tmp_path, world(FakeReceiver(), told))
+            await run.serve(Config.model_validate(SETTINGS), tmp_path, world(FakeReceiver(), told))
 
     asyncio.run(within())
     assert "gateway_started" not in told

@@ -22,6 +22,8 @@ from pathlib import Path
 SUMMARY = "show one gateway at work, end to end: press, model, outbox, an uplink that fails, receiver"
 
 SECONDS_MIN = 5.0
+GATEWAYS_MAX = 9
+"""Each is a process of its own, on this machine."""
 LOG = "gateway.log"
 
 
@@ -35,6 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON lines: progress every second, the account at the end")
     parser.add_argument("--plain", action="store_true", help="plain lines also on a terminal")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files (configuration, outbox, records, logs) here")
+    parser.add_argument(
+        "--gateways",
+        type=_gateways,
+        default=1,
+        metavar="N",
+        help=f"a mesh of so many gateways (2 to {GATEWAYS_MAX}); one is slow and helped by the others, one is killed",
+    )
     parser.add_argument(
         "--broker-port",
         type=_port,
@@ -50,18 +59,21 @@ def run(args: argparse.Namespace) -> int:
 
     from edge_runtime.cli.demo import settings, show
     from edge_runtime.cli.demo.performance import Performance
+    from edge_runtime.cli.demo.site import show as site
+    from edge_runtime.cli.demo.site.performance import SitePerformance
 
     live = sys.stdout.isatty() and not (args.json or args.plain)
     settings.check_extras(live)
     broker_port = settings.free_port(args.broker_port)
     folder = _folder(args.keep)
-    shown = show.choose(args.json, live)
     clean = False
     try:
         with _stderr_to(folder / LOG):
-            account, seconds = asyncio.run(Performance(folder, args.seconds, broker_port, shown).run())
-        show.finish(account, seconds, args.json)
-        clean = not account.problems
+            if args.gateways == 1:
+                one = asyncio.run(Performance(folder, args.seconds, broker_port, show.choose(args.json, live)).run())
+            else:
+                many = asyncio.run(SitePerformance(folder, args.seconds, args.gateways, site.choose(args.json, live)).run())
+        clean = show.finish(*one, args.json) if args.gateways == 1 else site.finish(*many, args.json)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
@@ -80,6 +92,12 @@ def _seconds(text: str) -> float:
     if not seconds >= SECONDS_MIN:
         raise argparse.ArgumentTypeError(f"{text}: at least {SECONDS_MIN:g}, or the outage is too short to be seen")
     return seconds
+
+
+def _gateways(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= GATEWAYS_MAX):
+        raise argparse.ArgumentTypeError(f"{text}: 1 to {GATEWAYS_MAX} gateways")
+    return int(text)
 
 
 def _port(text: str) -> int:

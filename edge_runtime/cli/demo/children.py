@@ -35,13 +35,7 @@ class Children:
 
     async def start(self, name: str, *words: str) -> dict[str, Any]:
         """`python -m WORDS`. Returns what its first line says. Raises ChildError."""
-        with (self._folder / f"{name}.log").open("wb") as log:
-            # A group of its own: Ctrl-C is for us, and we end the others in the right order.
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                cwd=self._folder, process_group=0, preexec_fn=_die_with_parent,
-            )  # fmt: skip
-        self._running[name] = child
+        child = await self.launch(name, *words)
         assert child.stdout is not None
         try:
             async with asyncio.timeout(START_S_MAX):
@@ -51,6 +45,33 @@ class Children:
             raise ChildError(f"the {name} did not start within {START_S_MAX:g} s", self._log_hint(name)) from None
         except ValueError:
             raise ChildError(f"the {name} did not start: {self._last_words(name)}", self._log_hint(name)) from None
+
+    async def launch(self, name: str, *words: str) -> asyncio.subprocess.Process:
+        """`python -m WORDS`; one that does not say when it is ready. May be one that ended before."""
+        with (self._folder / f"{name}.log").open("ab") as log:
+            # A group of its own: Ctrl-C is for us, and we end the others in the right order.
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                cwd=self._folder, process_group=0, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        self._running[name] = child
+        return child
+
+    async def kill(self, name: str) -> None:
+        """kill -9; it may be launched again."""
+        child = self._running.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+    def runs(self, name: str) -> bool:
+        return name in self._running
+
+    def check(self) -> None:
+        """Raises ChildError when one has ended by itself."""
+        for name, child in self._running.items():
+            if child.returncode is not None:
+                raise self._ended(name, child.returncode)
 
     async def ask(self, name: str, word: str) -> None:
         """A line to its standard input; returns when it has answered with one. If it has ended, `unless_one_ends` tells."""
@@ -62,17 +83,17 @@ class Children:
             await child.stdin.drain()
             await child.stdout.readline()
 
-    async def finish(self, name: str) -> bytes:
+    async def finish(self, name: str, limit_s: float = END_S_MAX) -> bytes:
         """Ends one cleanly (SIGTERM); returns what else it has said. Raises ChildError."""
         child = self._running.pop(name)
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
         try:
-            async with asyncio.timeout(END_S_MAX):
+            async with asyncio.timeout(limit_s):
                 out, _ = await child.communicate()
         except TimeoutError:
             child.kill()
-            raise ChildError(f"the {name} did not end within {END_S_MAX:g} s", self._log_hint(name)) from None
+            raise ChildError(f"the {name} did not end within {limit_s:g} s", self._log_hint(name)) from None
         if child.returncode:
             raise self._ended(name, child.returncode)
         return out

@@ -64,11 +64,12 @@ class JsonLines:
         """Nothing to tidy up."""
 
 
-def finish(account: Account, seconds: float, as_json: bool) -> None:
-    """Prints the account."""
+def finish(account: Account, seconds: float, as_json: bool) -> bool:
+    """Prints the account; True: it is clean."""
     if as_json:
         print(to_json(account).decode(), flush=True)
-        return
+        return not account.problems
     print(f"\naccount of {seconds:.0f} s")
     for line in lines(account):
         print(f"  {line}")
+    return not account.problems

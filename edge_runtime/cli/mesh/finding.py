@@ -1,0 +1,204 @@
+"""Where the site's broker is, for a person at a terminal: connects to it as a client of its own name."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime.address import address
+from edge_runtime.board.system import SystemDice
+from edge_runtime.bus import presence, topics
+from edge_runtime.bus.broker import PahoBus
+from edge_runtime.bus.messages import BadMessage
+from edge_runtime.cli.mesh import BROKER_DEFAULT
+from edge_runtime.ports import Address, BrokerError, Connection, EdgeError, Message
+
+if TYPE_CHECKING:
+    from edge_runtime.config import Config
+
+CONNECT_S_MAX = 2.0
+DISCOVER_S_MAX = 3.0
+"""How long mDNS is listened to."""
+RETAINED_S = 1.0
+QUIET_S = 0.2
+"""A broker sends what it has kept at once: so long is waited for the first of it, and for more."""
+KEEPALIVE_S = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`site` "": the only one that is there. `ours`: only a broker that a gateway of the site says to host."""
+
+    site: str
+    places: tuple[Address, ...]
+    ours: bool = False
+    settings: Config | None = None
+    discover: bool = False
+
+
+@dataclass(frozen=True)
+class Joined:
+    """`name`: ours, as others see us. `where`: the broker, for people."""
+
+    connection: Connection
+    site: str
+    name: str
+    where: str
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """Raises EdgeError: a url or a file that is wrong, no broker in it."""
+    if args.broker:
+        return Plan(args.site or "", (address(args.broker),))
+    if args.config is None:
+        return Plan(args.site or "", (address(BROKER_DEFAULT),), discover=bool(args.site))
+    from edge_runtime import config
+    from edge_runtime.sources.registry import Registry
+
+    settings = config.load_file(args.config, Registry()).config
+    broker, site = settings.broker, args.site or settings.site
+    if broker.mode == "none":
+        raise EdgeError(f"{args.config}: this gateway has no broker (broker.mode: none)", "a mesh needs `broker: {mode: auto}`")
+    own = address(broker.url)
+    if broker.mode == "external":
+        return Plan(site, (own,))
+    here = address(f"mqtt://127.0.0.1:{own.port}")
+    if broker.mode == "hosted":
+        return Plan(site, (here,))
+    peers = [address(f"mqtt://{each}") for each in (settings.mesh.peers if settings.mesh else ())]
+    discover = settings.mesh is not None and settings.mesh.discovery == "mdns"
+    return Plan(site, (here, *peers), ours=True, settings=settings, discover=discover)
+
+
+@asynccontextmanager
+async def joined(where: Plan) -> AsyncIterator[Joined]:
+    """Raises EdgeError when there is no broker, or not one site."""
+    name = f"cli-{SystemDice().token()[:8]}"
+    connection, at = await _connect(where, name)
+    try:
+        yield Joined(connection, where.site or await _only_site(connection, at), name, at)
+    finally:
+        await connection.close()
+
+
+async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
+    failures: list[BrokerError] = []
+    for place in where.places:
+        if found := await _try(where, place, name, failures):
+            return found
+    if where.discover:
+        async for place in _announced(where):
+            if found := await _try(where, place, name, failures):
+                return found
+    if len(failures) == 1 and not where.discover:
+        raise failures[0]
+    site = f"site {where.site}" if where.site else "a site"
+    causes = "; ".join(error.cause for error in failures)
+    raise EdgeError(
+        f"no broker of {site} was found: {causes}", "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
+    )
+
+
+async def _try(where: Plan, place: Address, name: str, failures: list[BrokerError]) -> tuple[Connection, str] | None:
+    at = f"{place.host}:{place.port}"
+    mine = Address(
+        host=place.host, port=place.port, username=place.username, password=place.password, tls=place.tls,
+        client_id=name, keepalive_s=KEEPALIVE_S,
+    )  # fmt: skip
+    try:
+        connection = await PahoBus().connect(mine, timeout_s=CONNECT_S_MAX)
+        if not where.ours or await _hosted_for(connection, where.site):
+            return connection, at
+        failures.append(BrokerError(f"{at}: no gateway of the site says that this is its broker"))
+        await connection.close()
+    except BrokerError as error:
+        failures.append(error)
+    return None
+
+
+async def _hosted_for(connection: Connection, site: str) -> bool:
+    topic = topics.brokers(site)
+
+    def ours(message: Message) -> bool:
+        if message.topic != topic:
+            return False
+        try:
+            return presence.unpack(message.payload, presence.Brokers).site == site
+        except BadMessage:
+            return False
+
+    await connection.subscribe(topic)
+    found = await _until(connection, ours)
+    await connection.unsubscribe(topic)
+    return found
+
+
+async def _until(connection: Connection, holds: Callable[[Message], bool]) -> bool:
+    """For what the broker has kept. False: nothing of the kind came."""
+    limit_s = RETAINED_S
+    while True:
+        try:
+            async with asyncio.timeout(limit_s):
+                message = await connection.receive()
+        except TimeoutError:
+            return False
+        if holds(message):
+            return True
+        limit_s = QUIET_S
+
+
+async def _only_site(connection: Connection, at: str) -> str:
+    """Raises EdgeError where there is none, or more than one."""
+    sites: set[str] = set()
+
+    def note(message: Message) -> bool:
+        parsed = topics.parse(message.topic)
+        if parsed is not None and message.payload:
+            sites.add(parsed[0])
+        return False
+
+    everywhere = topics.gateway("+", "+", "status")
+    await connection.subscribe(everywhere)
+    await _until(connection, note)
+    await connection.unsubscribe(everywhere)
+    if len(sites) == 1:
+        return sites.pop()
+    if not sites:
+        raise EdgeError(f"{at}: no gateway is, or was, on this broker", "is it the right broker? do the gateways have `mesh`?")
+    raise EdgeError(f"{at}: gateways of more than one site: {', '.join(sorted(sites))}", "say which: --site SITE")
+
+
+async def _announced(where: Plan) -> AsyncIterator[Address]:
+    """Brokers that gateways of the site announce over mDNS. For that we have to announce ourselves: as a guest, and goodbye."""
+    from edge_runtime.cli.run import logger
+    from edge_runtime.config import Log, Mesh
+    from edge_runtime.mesh import discovery
+    from edge_runtime.ports import Announcement
+
+    mesh = where.settings.mesh if where.settings and where.settings.mesh else Mesh()
+    token = SystemDice().token()
+    me = Announcement(site=where.site, gateway=f"cli-{token[:8]}", instance=token, role="guest")
+    try:
+        found = discovery.make(mesh, "127.0.0.1", logger(Log(level="error", format="auto")))
+    except EdgeError:
+        return  # zeroconf is not installed: what is known without it was tried
+    try:
+        await found.open(me)
+        tried: set[tuple[str, int]] = set()
+        async with asyncio.timeout(DISCOVER_S_MAX):
+            while True:
+                for each in found.found():
+                    for endpoint in each.endpoints if each.role != "guest" else ():
+                        if (endpoint.host, endpoint.port) not in tried:
+                            tried.add((endpoint.host, endpoint.port))
+                            yield Address(host=endpoint.host, port=endpoint.port)
+                found.changed.clear()
+                await found.changed.wait()
+    except TimeoutError:
+        return
+    finally:
+        await found.close()
