@@ -54,10 +54,16 @@ class Site:
     def __init__(self, net: Network, name: str, gateways: dict[int, Member], watcher: Subscriber) -> None:
         self.net, self.name, self.gateways, self.watcher = net, name, gateways, watcher
 
+    def brokers(self, since: float = 0.0) -> tuple[float, dict[str, Any]]:
+        """When the host said last that the broker is here, and what. A host that steps down, and one that knows better, say (with
+        an empty `run`) where it is: that is no host of this broker."""
+        said = [(when, json.loads(payload)) for when, payload in self.watcher.of(f"edge/{self.name}/brokers", since)]
+        return next((each for each in reversed(said) if each[1]["run"]), (0.0, {}))
+
     def host(self, since: float = 0.0) -> int:
-        """Node that hosts the broker, as the last retained message says that came after `since`; -1: none has come."""
-        brokers = self.watcher.documents(since).get(f"edge/{self.name}/brokers", {})
-        return next((node for node, each in self.gateways.items() if each.name == brokers.get("host")), -1)
+        """Node that hosts the broker; -1: nothing of it has come."""
+        name = self.brokers(since)[1].get("host")
+        return next((node for node, each in self.gateways.items() if each.name == name), -1)
 
     def status(self, node: int, since: float = 0.0) -> dict[str, Any]:
         found: dict[str, Any] = self.watcher.documents(since).get(f"edge/{self.name}/gw/{self.gateways[node].name}/status", {})
@@ -90,7 +96,7 @@ class Site:
     def lose(self, node: int) -> float:
         """kill -9. Returns the seconds until the watcher has it from the broker that this one is gone, or everything again from
         a new broker."""
-        others = [each for each in self.gateways if each != node]
+        others = [each for each, gateway in self.gateways.items() if each != node and gateway.process is not None]
         began, hosts = time.monotonic(), node == self.host()
         self.gateways[node].kill()
         if hosts:
@@ -120,15 +126,17 @@ class Site:
         """Until the watcher has, after `since`, a broker's host and the births of all these gateways to that very broker.
         Returns the time of the last of them."""
         wanted = sorted(self.gateways if nodes is None else nodes)
-        self.watcher.wait(lambda now: self._whole(now, wanted), f"{wanted} on one broker; {self.watcher.at()}", limit_s, since)
-        topics = [f"edge/{self.name}/brokers", *(f"edge/{self.name}/gw/{self.gateways[node].name}/status" for node in wanted)]
+        self.watcher.lines.wait(
+            lambda: self._whole(wanted, since), f"{wanted} on one broker, seen from {self.watcher.at()}", limit_s
+        )
+        topics = [f"edge/{self.name}/gw/{self.gateways[node].name}/status" for node in wanted]
         last = self.watcher.last(since)
-        return max(last[topic][0] for topic in topics)
+        return max(self.brokers(since)[0], *(last[topic][0] for topic in topics))
 
-    def _whole(self, now: dict[str, Any], wanted: list[int]) -> bool:
-        brokers = now.get(f"edge/{self.name}/brokers", {})
-        births = [now.get(f"edge/{self.name}/gw/{self.gateways[node].name}/status", {}) for node in wanted]
-        here = all(birth.get("online") and birth.get("run") == brokers.get("run") for birth in births)
+    def _whole(self, wanted: list[int], since: float) -> bool:
+        brokers = self.brokers(since)[1]
+        births = [self.status(node, since) for node in wanted]
+        here = all(birth.get("online") and birth["run"] == brokers.get("run") for birth in births)
         return here and brokers.get("host") in [self.gateways[node].name for node in wanted]
 
 

@@ -257,6 +257,11 @@ class Subscriber:
         messages = [(when, said) for when, said in self._said() if "topic" in said and when >= since]
         return {said["topic"]: (when, bytes.fromhex(said["hex"])) for when, said in messages}
 
+    def of(self, topic: str, since: float = 0.0) -> list[tuple[float, bytes]]:
+        """Every message of a topic: (when, payload)."""
+        said = [(when, line) for when, line in self._said() if when >= since]
+        return [(when, bytes.fromhex(line["hex"])) for when, line in said if line.get("topic") == topic]
+
     def first(self, since: float) -> dict[str, float]:
         """Topic -> when its first message came after `since`."""
         return {said["topic"]: when for when, said in reversed(self._said()) if "topic" in said and when >= since}

@@ -73,6 +73,7 @@ class Member:
             "heard": self.heard,
             "peers": len(self.peers.births()),
             "listens": len(peers),
+            "gone": len(self.gone),
             "late": sum(peer.late for peer in peers),
             "period_s": self.peers.period_s,
         }

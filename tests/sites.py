@@ -8,7 +8,6 @@ with site(folder) as plant:                                # or site(folder, net
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 import uuid
@@ -39,10 +38,10 @@ class Site:
         self._folder, self._net = folder, net
 
     def add(self, name: str, *, core: int | None = None, mesh: dict[str, Any] | None = None, **more: Any) -> GatewayProcess:
-        """One more gateway, not started. `core`: see pinned(). `more` goes into its configuration; without a device it has one that
-        says nothing."""
+        """One more gateway, not started. `core`: the one that it runs on. `more` goes into its configuration; where that has no
+        device there is one that says nothing."""
         number = len(self.gateways)
-        inside = [] if core is None else pinned(core)
+        inside: list[str] = [] if core is None else ["taskset", "-c", str(core)]
         if self._net is not None:
             inside = [*self._net.nodes[number].inside, *inside]
         settings = {
@@ -141,11 +140,6 @@ def slow(folder: Path, rows: int = 3, **options: Any) -> dict[str, Any]:
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
-
-
-def pinned(core: int) -> list[str]:
-    """What to put before a command: it runs on this core, and before whatever else the machine does, where we may say so."""
-    return [*(["nice", "-n", "-15"] if os.geteuid() == 0 else []), "taskset", "-c", str(core)]
 
 
 def lines(gateway: GatewayProcess) -> list[dict[str, Any]]:

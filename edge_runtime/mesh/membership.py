@@ -53,7 +53,7 @@ ROUND_MAX, ROUND_OTHERS_MAX = 24, 8
 """Places that are asked in a round: the first ones in order, and some of the others."""
 
 QUICK_S, HURRY_S = 0.5, 2.0
-"""A round takes so long, for so long after we began to look; then slow networks get their time, too."""
+"""A round takes so long, for so long after a broker was lost; then, and at a start, slow networks get their time, too."""
 
 SILENT_S = 2.0
 """A place that did not answer is not asked again for so long."""
@@ -168,7 +168,7 @@ class Membership:
             self._discovery.changed.clear()
             self._hear()
             if not pinned or self._hints:
-                hurry = self._clock.mono_ns() - began_ns < HURRY_S * 1e9
+                hurry = not cold and self._clock.mono_ns() - began_ns < HURRY_S * 1e9
                 home = await self._ask(silent, QUICK_S if hurry else None)
                 if home is not None:
                     return home

@@ -20,6 +20,7 @@ from edge_runtime.config import Config
 from edge_runtime.mesh.admission import Outcome
 from edge_runtime.mesh.answering import Answering
 from edge_runtime.mesh.asking import Asking
+from edge_runtime.mesh.explaining import Explaining
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
 from edge_runtime.mesh.placing import Placing
@@ -94,6 +95,7 @@ class Mesh:
             "mesh presence": self.presence.run,
             "mesh answering": self.answering.run,
             "mesh vitals": self._watch_vitals,
+            "mesh explaining": Explaining(self.link, self.placing).run,
         }
 
     def refresh(self) -> None:

@@ -39,6 +39,9 @@ LOG_FILL = 1.5
 PURGE_SHARE = 4
 """One part in so many of a transaction's bytes may be deleted in it after delivery."""
 
+PURGE_PIECES_MAX = 4
+"""It is divided between so many ranges."""
+
 BATCH_SHARE = 8
 """One part in so many of the cap may come in one transaction."""
 
@@ -160,7 +163,8 @@ class Room:
             lane: intervals.subtract(self._delivered(lane, acknowledged, change.heads), purged.get(lane, ()))
             for lane in self._taken
         }
-        bytes_max = self.batch_bytes_max // PURGE_SHARE // max(1, sum(map(bool, due.values())))
+        pieces = sum(len(ranges) for ranges in due.values())
+        bytes_max = self.batch_bytes_max // PURGE_SHARE // min(max(1, pieces), PURGE_PIECES_MAX)
         for lane, ranges in due.items():
             for first, last in ranges:
                 upto = first - 1

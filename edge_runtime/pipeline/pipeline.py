@@ -266,6 +266,7 @@ class Pipeline:
         transitions = self._rules.update(inference.outputs, window.last)
         self.state.events += len(transitions)
         self.state.alarms = self._rules.alarms
+        self.state.windows += 1
         privacy = self._settings.privacy
         result = results.result(self.name, self.device, window, found, alarms=self._rules.alarms, privacy=privacy)
         return [result, *(results.event_draft(self.name, self.device, found.result_id, each, privacy) for each in transitions)]

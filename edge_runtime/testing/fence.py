@@ -45,8 +45,9 @@ class Fence:
         """What the world does at that very instant (keep the disk as it is, break connections)."""
         self.gone = asyncio.Event()
         """Set when the tasks are discarded; for the harness to wait on (the node's own tasks never end)."""
-        self.held: list[tuple[contextvars.Context, Callable[..., object], tuple[Any, ...]]] | None = None
+        self.held: list[asyncio.Handle] | None = None
         """While it is stopped: the steps that it will run when it goes on."""
+        self.stops = 0
         self._discarding = False
 
     def start(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
@@ -72,12 +73,13 @@ class Fence:
         """SIGSTOP: it runs no step, and its sockets stay open. Who waits for its word, waits."""
         if self.held is None and not self.fallen:
             self.held = []
+            self.stops += 1
 
     def go_on(self) -> None:
         """SIGCONT: what has come in meanwhile, and every timer that went off, in that order."""
         held, self.held = self.held or (), None
-        for context, callback, args in held:
-            asyncio.get_running_loop().call_soon(callback, *args, context=context)
+        loop: Any = asyncio.get_running_loop()
+        loop.resume(held)
 
     def fall(self) -> None:
         """kill -9. May be called from anywhere, also from inside the node's own port (which must then not return to it)."""

@@ -26,7 +26,7 @@ import itertools
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
@@ -150,6 +150,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for task in tasks:
             self._tasks.pop(task.serial, None)
 
+    def resume(self, handles: Iterable[asyncio.Handle]) -> None:
+        """Steps of a life that was stopped; those that were cancelled meanwhile are left out when their turn comes."""
+        self._ready.extend(handles)  # type: ignore[attr-defined]
+
     def finish(self) -> None:
         """A clean end: cancels what is left, and finds what failed without anybody asking."""
         self.run_until_complete(_cancel(self.unfinished(), self.complaints))
@@ -242,7 +246,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
-                self._step(handle._context, handle._callback, handle._args)
+                self._step(handle)
 
     def _jump(self) -> None:
         """Nothing is ready: on to the next timer."""
@@ -255,13 +259,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._now = self._timers[0][0]
             self._instant = self.steps
 
-    def _step(self, context: contextvars.Context, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def _step(self, handle: Any) -> None:
+        context, callback = handle._context, handle._callback
         fence = context.get(FENCE)
         if fence is not None:
             if fence.fallen:
                 return
             if fence.held is not None:
-                fence.held.append((context, callback, args))
+                fence.held.append(handle)
                 return
             fence.steps += 1
             if fence.steps == fence.fall_at:
@@ -274,7 +279,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._hash.update(f"{self._now!r} {name}\n".encode())
         if self.steps % STEPS_COLLECT == 0:
             self._limits()
-        context.run(callback, *args)
+        context.run(callback, *handle._args)
 
     def _limits(self) -> None:
         gc.collect(1)

@@ -160,7 +160,7 @@ def test_nothing_is_lost_or_doubled_whoever_is_killed(net: Network, tmp_path: Pa
         plant.lose(worker)
         plant.lose(host)
         plant.gateways[worker].start()
-        plant.bring_back(host)
+        plant.gateways[host].start()
         _account(plant, receiver, rows)
 
 

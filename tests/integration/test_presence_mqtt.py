@@ -85,6 +85,27 @@ def test_a_process_that_is_stopped_is_late_before_the_broker_gives_it_up_and_com
     play(tmp_path, scenario)
 
 
+def test_who_was_stopped_itself_takes_nobody_for_late(tmp_path: Path) -> None:
+    """What the others said meanwhile is still to be read."""
+
+    async def scenario(broker: Broker) -> None:
+        member = Member(broker.address(), "a", "r1", **FAST)
+        life = asyncio.create_task(member.run())
+        with child(broker.port, "b", **FAST) as other:
+            await until(lambda: member.sees("b"))
+            await until(lambda: other.ask()["listens"] == 1)
+            other.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(1.5)  # more than twice what makes a peer late, less than the broker's patience
+            other.process.send_signal(signal.SIGCONT)
+            await until(lambda: member.sees("b"))
+            await asyncio.sleep(0.5)
+            account = other.ask()
+            assert (account["gone"], account["late"], account["listens"]) == (0, 0, 1)
+        life.cancel()
+
+    play(tmp_path, scenario)
+
+
 def test_the_memory_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
     """A broker that was killed comes back with births of gateways that are no more."""
 

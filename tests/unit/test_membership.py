@@ -13,7 +13,7 @@ from edge_runtime.ports import Endpoint
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.network import FakeBroker
 
-SEEDS = range(5)
+SEEDS = range(3)
 
 
 def names(count: int) -> list[str]:
@@ -25,9 +25,9 @@ def names(count: int) -> list[str]:
 def test_a_cold_start(count: int, seed: int) -> None:
     async def scenario(site: Site) -> None:
         site.start(*names(count))
-        print("cold", count, await site.settled(within_s=5))
+        await site.settled(within_s=5)
         assert site.hosts == ["gw-01"]
-        await site.stays(20)
+        await site.stays(8)
 
     simulate(scenario, seed=seed)
 
@@ -40,12 +40,12 @@ def test_the_host_is_killed(count: int, seed: int) -> None:
         await site.settled()
         await asyncio.sleep(10)
         site.kill("gw-01")
-        print("killed", count, await site.settled(within_s=3))
+        await site.settled(within_s=3)
         assert site.hosts == ["gw-02"]
-        await site.stays(20)
+        await site.stays(8)
         site.start("gw-01")  # a better one that comes later moves nobody
         await site.settled(within_s=3)
-        await site.stays(20)
+        await site.stays(8)
         assert site.hosts == ["gw-02"]
 
     simulate(scenario, seed=seed)
@@ -61,13 +61,13 @@ def test_the_host_is_cut_off_and_comes_back(count: int, seed: int) -> None:
         await asyncio.sleep(10)
         site.lan.cut("gw-01")
         await asyncio.sleep(0.1)
-        print("host cut", count, 0.1 + await site.settled(*everybody[1:], within_s=6))
-        await asyncio.sleep(20)
+        await site.settled(*everybody[1:], within_s=6)
+        await asyncio.sleep(10)
         assert site.agreed("gw-01")
         assert site.agreed(*everybody[1:])
         site.lan.heal()
-        print("healed", count, await site.settled(within_s=5))
-        await site.stays(20)
+        await site.settled(within_s=5)
+        await site.stays(8)
 
     simulate(scenario, seed=seed)
 
@@ -82,11 +82,11 @@ def test_a_guest_is_cut_off_and_comes_back(count: int, seed: int) -> None:
         await asyncio.sleep(10)
         last = everybody[-1]
         site.lan.cut(last)
-        await asyncio.sleep(20)
+        await asyncio.sleep(10)
         assert site.agreed(last)
         assert site.agreed(*everybody[:-1])
         site.lan.heal()
-        print("healed", count, await site.settled(within_s=5))
+        await site.settled(within_s=5)
         assert site.hosts == ["gw-01"]
 
     simulate(scenario, seed=seed)
@@ -119,13 +119,13 @@ def test_a_partition_heals(count: int, seed: int) -> None:
         one, other = everybody[::2], everybody[1::2]
         site.lan.part(one, other)
         await asyncio.sleep(0.1)
-        print("parted", count, 0.1 + await site.settled(*other, within_s=8))
+        await site.settled(*other, within_s=8)
         assert site.agreed(*one)
-        await asyncio.sleep(20)
+        await asyncio.sleep(10)
         site.lan.heal()
-        print("healed", count, await site.settled(within_s=5))
+        await site.settled(within_s=5)
         assert site.hosts == ["gw-01"]
-        await site.stays(20)
+        await site.stays(8)
 
     simulate(scenario, seed=seed)
 
@@ -144,9 +144,9 @@ def test_a_firewall_that_lets_one_way_through(lesser_is_blocked: bool, seed: int
         assert sorted(site.hosts) == ["gw-01", "gw-02"]
         site.lan.heal()
         site.lan.block(*(("gw-02", "gw-01") if lesser_is_blocked else ("gw-01", "gw-02")))
-        print("one way", await site.settled(within_s=12))
+        await site.settled(within_s=12)
         assert site.hosts == (["gw-02"] if lesser_is_blocked else ["gw-01"])
-        await site.stays(40)
+        await site.stays(20)
 
     simulate(scenario, seed=seed)
 
@@ -161,13 +161,13 @@ def test_a_gateway_that_nobody_reaches(seed: int) -> None:
         site.start("gw-01")
         await asyncio.sleep(5)
         site.start("gw-02", "gw-03")
-        print("nobody reaches", await site.settled(within_s=15))
+        await site.settled(within_s=15)
         assert site.hosts == ["gw-02"]
-        await site.stays(30)
+        await site.stays(10)
         site.kill("gw-02")
         await site.settled(within_s=15)
         assert site.hosts == ["gw-03"]
-        await site.stays(30)
+        await site.stays(10)
 
     simulate(scenario, seed=seed)
 
@@ -179,7 +179,7 @@ def test_a_pinned_host_takes_over_when_it_comes_and_is_stood_in_for(seed: int) -
         await site.settled()
         site.start("pinned", broker={"mode": "hosted"})
         await site.until(lambda: site.hosts == ["pinned"] and site.agreed(), 5, site.report)
-        await site.stays(20)
+        await site.stays(8)
         site.kill("pinned")
         await site.settled(within_s=3)
         assert site.hosts == ["gw-01"]
@@ -196,12 +196,12 @@ def test_static_peers_only(count: int, seed: int) -> None:
     async def scenario(site: Site) -> None:
         everybody = names(count)
         site.start(*everybody, discovery="off", peers=everybody)
-        print("static", count, await site.settled(within_s=5))
+        await site.settled(within_s=5)
         assert site.air.packets == 0
         await asyncio.sleep(5)
         (host,) = site.hosts
         site.kill(host)
-        print("static killed", count, await site.settled(within_s=3))
+        await site.settled(within_s=3)
         site.start(host, discovery="off", peers=everybody)
         await site.settled(within_s=3)
 
@@ -216,7 +216,7 @@ def test_one_knows_the_other_and_not_the_other_way_round(seed: int) -> None:
         site.start("gw-01", discovery="off", peers=["gw-02"])
         await asyncio.sleep(5)
         site.start("gw-02", discovery="off", rank=1)
-        print("one sided", await site.settled(within_s=10))
+        await site.settled(within_s=10)
 
     simulate(scenario, seed=seed)
 

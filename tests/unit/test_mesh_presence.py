@@ -218,6 +218,18 @@ def test_a_restart_that_is_quicker_than_the_will() -> None:
     simulate(scenario)
 
 
+def test_the_late_will_of_an_earlier_connection_is_answered() -> None:
+    async def scenario(site: Site) -> None:
+        one, two = site.gateway("a"), site.gateway("b")
+        await until(lambda: one.sees("b"), 1)
+        late = two.presence.will("r1")
+        await (await site.client()).publish(late.topic, late.payload, qos=1, retain=True)
+        await until(lambda: one.gone == ["b"], 1)
+        await until(lambda: one.sees("b") and retained(site, "b").online, 1)
+
+    simulate(scenario)
+
+
 def test_a_clean_stop_says_so_itself() -> None:
     async def scenario(site: Site) -> None:
         one, two = site.gateway("a"), site.gateway("b")
@@ -400,8 +412,15 @@ def test_who_stands_down_says_nothing_when_it_stops_or_the_broker_moves_and_come
         second = site.gateway("b", "y")
         await until(lambda: second.presence.name_taken, 2)
         site.moves()
+        ears, births = await site.client(), []
+        await ears.subscribe(topic("b"))
         await until(lambda: watcher.sees("b"), 3)
         await asyncio.sleep(5)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while True:
+                    births.append(payloads.unpack((await ears.receive()).payload, Birth).instance)
+        assert set(births) == {"z"}
         assert second.presence.name_taken == "z"
         assert retained(site, "b").instance == "z"
         third = site.gateway("b", "x")

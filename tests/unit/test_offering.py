@@ -1,0 +1,68 @@
+"""Models that a gateway computes for its peers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from worlds import until
+
+from edge_runtime.inference.engine import EngineError
+from edge_runtime.inference.offering import Offering, tensor_of, values_of
+from edge_runtime.records import Tensor
+from edge_runtime.testing.loop import SeededDice, VirtualLoop, run
+from edge_runtime.testing.model import FakeModels
+
+
+def offering(models: FakeModels, references: list[str], changed: list[int], log: list[str]) -> Offering:
+    def note(_logger: Any, _level: str, event: Any) -> Any:
+        log.append(event["event"])
+        raise structlog.DropEvent
+
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    told = structlog.wrap_logger(None, processors=[note])
+    return Offering(references, models.open, lambda: changed.append(1), SeededDice(loop.rng("dice")), told)
+
+
+def test_it_offers_what_opens_and_keeps_trying_the_rest() -> None:
+    async def scenario() -> None:
+        models, changed, log = FakeModels(points=("a", "b")), list[int](), list[str]()
+        models.faults.refuse = "no such file"
+        found = offering(models, ["m", "m", "n"], changed, log)
+        running = asyncio.create_task(found.run(), name="offering")
+        await asyncio.sleep(300)
+        assert (found.offers(), changed, log) == ([], [], ["model_not_offered"] * 2), "told once a model, not at each attempt"
+        with pytest.raises(EngineError, match="m@1 is not offered here"):
+            await found.execute("m@1", Tensor("float64", (1, 2), bytes(16)))
+        models.faults.refuse = ""
+        await until(lambda: len(found.offers()) == 2)
+        assert [offer.model for offer in found.offers()] == ["m@1", "n@1"]
+        assert found.offers()[0].service_ns == 1_000_000
+        assert len(changed) == 2
+        values = np.array([[3.0, 4.0]])
+        assert (await found.execute("m@1", tensor_of(values))).outputs == {"score": 43.0}
+        running.cancel()
+        await asyncio.wait([running])
+        assert models.opened == models.closed == 2
+        assert found.offers() == []
+
+    run(scenario, seed=1)
+
+
+@pytest.mark.parametrize(
+    "tensor", [Tensor("float32", (1, 2), bytes(8)), Tensor("float64", (2,), bytes(16)), Tensor("float64", (1, 1, 2), bytes(16))]
+)
+def test_another_shape_or_type_is_told(tensor: Tensor) -> None:
+    with pytest.raises(EngineError, match="a window is float64"):
+        values_of(tensor)
+
+
+def test_a_window_travels_as_it_is() -> None:
+    values = np.arange(12.0).reshape(3, 4)[:, ::2]  # not contiguous
+    tensor = tensor_of(values)
+    assert (tensor.dtype, tensor.shape, len(tensor.data)) == ("float64", (3, 2), 48)
+    assert np.array_equal(values_of(Tensor(tensor.dtype, tensor.shape, bytes(tensor.data))), values)
