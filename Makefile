@@ -23,8 +23,8 @@ test: $(VENV)/.dev system lint  ## Lint, types and all tests
 bench: $(VENV)/.dev system  ## Measure, and print a table of ratios
 	$(BIN)/python -m tests.bench $(ARGS)
 
-soak: $(VENV)/.dev system  ## The campaigns at full length (EDGE_SEEDS=3000 EDGE_KILLS=50 EDGE_OUTAGE_S=35)
-	EDGE_SEEDS=$(or $(EDGE_SEEDS),3000) $(BIN)/pytest $(ARGS) tests/sim
+soak: $(VENV)/.dev system  ## Campaigns at full length (EDGE_SEEDS=3000 EDGE_FLEET_SEEDS=3000 EDGE_KILLS=50 EDGE_OUTAGE_S=35)
+	EDGE_SEEDS=$(or $(EDGE_SEEDS),3000) EDGE_FLEET_SEEDS=$(or $(EDGE_FLEET_SEEDS),3000) $(BIN)/pytest -s $(ARGS) tests/sim
 	$(BIN)/pytest -m soak -s $(ARGS) tests
 
 lint: $(VENV)/.dev  ## Style (ruff) and types (mypy --strict)

@@ -8,8 +8,8 @@
 | Bus        | bus/broker.py           | testing/network.py                |
 | Database   | outbox/database.py      | testing/disk.py                   |
 | Sink       | outbox/sinks/*.py       | testing/sink.py                   |
-| Discovery  | mesh/discovery.py       | testing/fleet.py                  |
-| Host       | bus/host.py             | testing/fleet.py                  |
+| Discovery  | mesh/discovery.py       | testing/discovery.py              |
+| Host       | bus/host.py             | testing/host.py                   |
 | Executor   | inference/offering.py   | testing/executor.py               |
 """
 
@@ -212,6 +212,9 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = 100
     """Lower hosts first."""
     endpoints: tuple[Endpoint, ...] = ()
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
+    """Of our own broker, for Discovery to announce with the addresses that the machine has at the moment: at the start, and
+    after a power cut, it may have none. 0: that of the first endpoint."""
     version: str = ""
     fingerprint: str = ""
     """Of its key; "" until the site has a CA."""

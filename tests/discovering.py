@@ -19,7 +19,7 @@ from netns import Lines, Network
 from edge_runtime.board.system import SystemDice
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.discovery import NoDiscovery, ZeroconfDiscovery
-from edge_runtime.ports import Announcement, Discovery, Endpoint
+from edge_runtime.ports import Announcement, Discovery
 
 
 @dataclass
@@ -92,7 +92,7 @@ async def _serve(gateway: str, listen: str, site: str = "plant", port: int = 188
         gateway=gateway,
         instance=SystemDice().token(),
         role="candidate",
-        endpoints=(Endpoint("127.0.0.1", port),) if port else (),
+        port=port,
         version="1.2.3",
     )
     await discovery.open(mine)

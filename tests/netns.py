@@ -157,6 +157,14 @@ class Network:
     def _rule(self, verb: str, source: int, target: int, port: int) -> None:
         self.nodes[target].ip(f"rule {verb} to {self.address(source)} ipproto tcp sport {port} blackhole")
 
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    def listening(self, node: int) -> list[int]:
+        """TCP ports of a node on which somebody listens."""
+        command = [*self.nodes[node].inside, "cat", "/proc/net/tcp", "/proc/net/tcp6"]
+        rows = [line.split() for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
+        return sorted({int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"})
+
     # --- processes ---------------------------------------------------------------------------------------------------
 
     def start(self, node: int, *command: str, **settings: Any) -> subprocess.Popen[Any]:

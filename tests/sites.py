@@ -1,15 +1,17 @@
-"""Gateways of one site as real processes, on this machine's loopback or each in a network namespace, and what they say.
+"""Gateways of one site as real processes, on this machine's loopback or each on a node of a network, and what each of them knows
+of the others, from their logs: for figures. (mesh_site.py looks at a site from outside.) Instants are time.time()'s.
 
-with site(folder) as plant:                                # or site(folder, net): gateway number n is on node n
-    first = plant.add("g1", pipelines=...); first.start()
-    begun = instant(first.events("broker_hosted")[0])      # seconds since 1970, as time.time()
+with site(folder) as plant:                     # or site(folder, net): gateway number n is on node n
+    plant.add("g1", pipelines=...).start()
+    plant.add("g2").start()
+    took_s = plant.meshed() - began
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import time
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -36,6 +38,8 @@ class Site:
         """On loopback others run sites, too."""
         self.gateways: dict[str, GatewayProcess] = {}
         self._folder, self._net = folder, net
+        self._said: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+        """How far each one's log was read, and what was found."""
 
     def add(self, name: str, *, core: int | None = None, mesh: dict[str, Any] | None = None, **more: Any) -> GatewayProcess:
         """One more gateway, not started. `core`: the one that it runs on. `more` goes into its configuration; where that has no
@@ -64,32 +68,47 @@ class Site:
     # --- what they say -----------------------------------------------------------------------------------------------
 
     @property
-    def running(self) -> list[GatewayProcess]:
-        return [each for each in self.gateways.values() if each.process is not None]
+    def running(self) -> list[str]:
+        return [name for name, each in self.gateways.items() if each.process is not None]
 
-    def host(self) -> str:
-        """Name of the gateway that hosts the broker of all that run. "": they are not of one mind."""
-        hosts = [self._home(each)[1] for each in self.running]
-        return hosts[0] if hosts and len(set(hosts)) == 1 else ""
+    def said(self, name: str) -> list[dict[str, Any]]:
+        """The log of a gateway since its last start."""
+        gateway = self.gateways[name]
+        at, found = self._said.get(name, (gateway.life_at, []))
+        if at < gateway.life_at:
+            at, found = gateway.life_at, []
+        with gateway.log.open("rb") as log:
+            log.seek(at)
+            fresh = log.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        found += [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
+        self._said[name] = at + len(whole), found
+        return found
 
-    def _home(self, gateway: GatewayProcess) -> tuple[float, str]:
-        """Since when it is on a broker, and whose. "": on none."""
-        said = [line for line in lines(gateway) if line["event"] in MOVES]
+    def home(self, name: str) -> tuple[float, str]:
+        """Since when a gateway is on a broker, and whose. "": on none."""
+        said = [line for line in self.said(name) if line["event"] in MOVES]
         if not said:
             return 0.0, ""
         last = said[-1]
-        host = {"broker_joined": last.get("host", ""), "broker_hosted": name_of(gateway)}.get(last["event"], "")
+        host = {"broker_joined": last.get("host", ""), "broker_hosted": name}.get(last["event"], "")
         return instant(last), host
 
-    def moved(self, since: float, limit_s: float = 30.0) -> float:
-        """Waits until all that run are on one broker to which each came after `since`; returns when the last one came."""
-        until(lambda: self.host() and all(self._home(each)[0] > since for each in self.running), "one broker for all", limit_s)
-        return max(self._home(each)[0] for each in self.running)
+    def host(self, names: Sequence[str] = ()) -> str:
+        """Who hosts the broker of all these (default: of all that run). "": they are not of one mind."""
+        hosts = {self.home(each)[1] for each in names or self.running}
+        return hosts.pop() if len(hosts) == 1 else ""
 
-    def known(self, gateway: GatewayProcess) -> dict[str, float]:
-        """Peers that it counts as alive, since when."""
+    def moved(self, since: float, names: Sequence[str] = (), limit_s: float = 30.0) -> float:
+        """Waits until all these are on one broker, to which each came after `since`; returns when the last one came."""
+        names = names or self.running
+        until(lambda: self.host(names) and all(self.home(each)[0] > since for each in names), "one new broker for all", limit_s)
+        return max(self.home(each)[0] for each in names)
+
+    def known(self, name: str) -> dict[str, float]:
+        """Peers that a gateway counts as alive, since when."""
         table: dict[str, float] = {}
-        for line in lines(gateway):
+        for line in self.said(name):
             if line["event"] == "peer_alive":
                 table[line["peer"]] = instant(line)
             elif line["event"] == "peer_gone":
@@ -98,15 +117,16 @@ class Site:
                 table.clear()
         return table
 
-    def meshed(self, limit_s: float = 30.0) -> float:
-        """Waits until all that run know all that run as alive; returns when the last one came to know the last one."""
-        names = {name_of(each) for each in self.running}
+    def meshed(self, names: Sequence[str] = (), limit_s: float = 30.0) -> float:
+        """Waits until each of these has all others of them in its table, and nobody else; returns when the last one got its last
+        one."""
+        wanted = set(names or self.running)
+        until(lambda: all(self.known(each).keys() == wanted - {each} for each in wanted), "a full mesh", limit_s)
+        return max(max(self.known(each).values()) for each in wanted)
 
-        def full() -> bool:
-            return all(self.known(each).keys() == names - {name_of(each)} for each in self.running)
-
-        until(full, "a full mesh", limit_s)
-        return max(max(self.known(each).values()) for each in self.running)
+    def tail(self) -> str:
+        """For whoever has to find out what went wrong."""
+        return "\n".join(f"{name}: {each.log.read_text()[-2000:]}" for name, each in self.gateways.items() if each.log.exists())
 
     def end(self) -> None:
         for each in self.gateways.values():
@@ -118,6 +138,9 @@ def site(folder: Path, net: Network | None = None) -> Iterator[Site]:
     plant = Site(folder, net)
     try:
         yield plant
+    except BaseException:
+        print(plant.tail(), file=sys.stderr)
+        raise
     finally:
         plant.end()
 
@@ -142,20 +165,9 @@ def slow(folder: Path, rows: int = 3, **options: Any) -> dict[str, Any]:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def lines(gateway: GatewayProcess) -> list[dict[str, Any]]:
-    """What it has logged since its last start."""
-    with gateway.log.open("rb") as log:
-        log.seek(gateway.life_at)
-        return [json.loads(line) for line in log.read().split(b"\n")[:-1] if line.startswith(b"{")]
-
-
 def instant(line: dict[str, Any]) -> float:
     """Of a line of the log, as time.time()."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()
-
-
-def name_of(gateway: GatewayProcess) -> str:
-    return gateway.file.parent.name
 
 
 def committed(gateway: GatewayProcess, lane: str = "result") -> int:
@@ -179,17 +191,16 @@ def cpu_s(gateway: GatewayProcess) -> float:
     return float(times.user + times.system)
 
 
-def gone(processes: Sequence[psutil.Process], limit_s: float) -> bool:
-    """Whether they have all ended in that time. A zombie has."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if not any(_lives(each) for each in processes):
-            return True
-        time.sleep(0.01)
-    return False
+def brokers_in(folder: Path) -> list[int]:
+    """Every broker process whose files are there, whoever started it."""
+    return [
+        each.pid
+        for each in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(each.info["cmdline"] or ()) and lives(each)
+    ]
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

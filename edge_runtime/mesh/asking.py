@@ -149,6 +149,11 @@ class Asking:
         self._fail_all(peer, Why.GONE, f"{peer} is gone")
         self._standings.pop(peer, None)
 
+    @property
+    def connected(self) -> bool:
+        """To the site's broker: else nobody can be asked."""
+        return self._link.connected
+
     def breaker(self, peer: str) -> State:
         """closed: it may be asked. half-open: with one task, to find out. open: not now."""
         standing = self._standings.get(peer)

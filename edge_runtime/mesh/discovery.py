@@ -82,7 +82,6 @@ class ZeroconfDiscovery:
         self._mine: Announcement | None = None
         self._revision = 0
         self._heard: dict[str, _Heard] = {}
-        self._said: set[str] = set()
         self._wire: _Wire | None = None
         self._again_s = 0.0
         self._newcomer = asyncio.Event()
@@ -168,12 +167,13 @@ class ZeroconfDiscovery:
         from zeroconf.asyncio import AsyncServiceInfo
 
         assert self._mine is not None
-        label = announcing.label(self._mine.gateway, self._mine.instance)
+        mine = self._mine
+        label = announcing.label(mine.gateway, mine.instance)
         return AsyncServiceInfo(
             TYPE,
             f"{label}.{TYPE}",
-            port=self._mine.endpoints[0].port if self._mine.endpoints else 0,
-            properties=announcing.encode(self._mine, self._revision),
+            port=mine.port or (mine.endpoints[0].port if mine.endpoints else 0),
+            properties=announcing.encode(mine, self._revision),
             server=f"{label}.local.",
             host_ttl=TTL_S,
             other_ttl=TTL_S,

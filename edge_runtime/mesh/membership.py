@@ -165,8 +165,8 @@ class Membership:
         silent: dict[Endpoint, int] = {}
         jitter_s, pause_s = self._dice.uniform(0.0, election.SLOT_S / 5), PAUSE_S_MIN
         while True:
-            self._discovery.changed.clear()
             self._hear()
+            hosts = self._said_to_host()
             if not pinned or self._hints:
                 hurry = not cold and self._clock.mono_ns() - began_ns < HURRY_S * 1e9
                 home = await self._ask(silent, QUICK_S if hurry else None)
@@ -179,7 +179,7 @@ class Membership:
                 left_s = election.turn_s(ahead, cold=cold, pinned=pinned) + (0 if pinned else jitter_s) - waited_s
                 if left_s <= 0:
                     return None
-            await self._pause(min(left_s, self._dice.uniform(pause_s / 2, pause_s)))
+            await self._pause(min(left_s, self._dice.uniform(pause_s / 2, pause_s)), hosts)
             pause_s = min(2 * pause_s, PAUSE_S_MAX if waited_s < PATIENT_S else BACKOFF_S_MAX)
 
     async def _ask(self, silent: dict[Endpoint, int], within_s: float | None) -> Home | None:
@@ -213,11 +213,16 @@ class Membership:
     def _is_other(self, answer: Answer) -> bool:
         return answer.ours and answer.brokers is not None and answer.brokers.instance != self.candidates.me.instance
 
-    async def _pause(self, wait_s: float) -> None:
-        """Or until discovery has found something."""
+    async def _pause(self, wait_s: float, hosts: list[str]) -> None:
+        """Or until others than `hosts` say that they host; one more gateway is no reason to ask all of them again."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wait_s)):
-                await self._discovery.changed.wait()
+                while self._said_to_host() == hosts:
+                    self._discovery.changed.clear()
+                    await self._discovery.changed.wait()
+
+    def _said_to_host(self) -> list[str]:
+        return [each.instance for each in self._discovery.found() if each.role == "host"]
 
     # --- being on a broker -------------------------------------------------------------------------------------------
 

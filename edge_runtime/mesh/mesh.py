@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from edge_runtime.address import address
 from edge_runtime.board.vitals import READ_S
 from edge_runtime.bus.frames import Verdict
 from edge_runtime.config import Config
@@ -83,6 +84,7 @@ class Mesh:
             instance=self.link.instance,
             role="guest",
             endpoints=endpoints,
+            port=address(settings.broker.url).port,
             version=version,
         )
         self.membership = Membership(

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     # Computed here because ...
     ALONE = "no peers"
     PRIVACY = "privacy: it does not leave the gateway"
+    AWAY = "no connection to the site's broker"
     TOO_LARGE = "too large to travel"
     NO_MODEL = "no peer has the model"
     TRIED = "every peer that has the model was asked"
@@ -68,6 +69,8 @@ class Wanted(msgspec.Struct, frozen=True):
     """Until the deadline."""
     peers_ns: int
     """Until a peer must have finished: less, where there must be time to compute it here after all."""
+    connected: bool = True
+    """To the site's broker."""
     fits: bool = True
     """Into a message."""
     tried: tuple[str, ...] = ()
@@ -146,6 +149,8 @@ def decide(wanted: Wanted, here: Here, peers: Sequence[There], draw: Draw) -> De
     here_ns = here.queue_ns + (here.service_ns or SERVICE_NS_UNKNOWN) if here.able else None
     if wanted.privacy is Privacy.GATEWAY:
         return _alone(Reason.PRIVACY, here_ns)
+    if not wanted.connected:
+        return _alone(Reason.AWAY, here_ns)
     if not wanted.fits:
         return _alone(Reason.TOO_LARGE, here_ns)
     obstacles = [_obstacle(wanted, here, peer) for peer in peers]

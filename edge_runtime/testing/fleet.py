@@ -14,26 +14,20 @@ import asyncio
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import structlog
 
 from edge_runtime.config import Config
-from edge_runtime.mesh import admission, asking, placing
-from edge_runtime.mesh.mesh import Mesh
-from edge_runtime.ports import EdgeError
 from edge_runtime.records import Lane, Result
 from edge_runtime.testing.discovery import Air
-from edge_runtime.testing.fence import FENCE
 from edge_runtime.testing.lan import Lan, Line
 from edge_runtime.testing.loop import VirtualLoop, run
-from edge_runtime.testing.member import SITE, Member
+from edge_runtime.testing.member import Member, settings
 from edge_runtime.testing.sink import FakeReceiver
+from edge_runtime.testing.watch import LOOK_S, Times, Watch
 
-__all__ = ["Broken", "Fleet", "Outcome", "simulate"]
+__all__ = ["Broken", "Fleet", "Outcome", "Times", "simulate"]
 
 GATEWAYS = (3, 3, 4, 5, 7)
 """One is drawn from the seed."""
@@ -47,10 +41,6 @@ AGREE_S_MAX = 15.0
 STAYS_S = 3.0
 """And stay there."""
 DRAIN_S_MAX = 60.0
-LOOK_S = 0.1
-SLACK_S = 0.05
-"""A deadline and what is done at it."""
-
 FAULTS = {
     "crash": 3, "restart": 1, "hang": 2, "crash at step": 2, "crash at statement": 2, "broker dies": 2, "cut": 2, "part": 2,
     "block": 1, "heal": 3, "line": 2, "drop": 2, "slow disk": 1, "stuck model": 1, "host": 1, "clock": 1, "air": 1, "mailbox": 1,
@@ -59,23 +49,6 @@ FAULTS = {
 
 SHAPES = ("whole", "parted", "one cut off", "one-way")
 """Of the network while each part has to agree."""
-
-
-class Times(msgspec.Struct):
-    """The longest of each, seconds of the simulation."""
-
-    parted: float = 0.0
-    """From the last fault until each part of the network had agreed."""
-    healed: float = 0.0
-    """From the heal until the site had."""
-    brokerless: float = 0.0
-    """One gateway, without a connection to a broker."""
-    task: float = 0.0
-    """From asking a peer to its answer, or to giving up."""
-    reissued: float = 0.0
-    """From asking a peer that did not do it, until another one was asked or it was begun here."""
-    window: float = 0.0
-    """From the first decision to the result; a model that is stuck holds it up."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -107,24 +80,19 @@ class Fleet:
         self.lan = Lan(loop)
         self.air = Air(self.lan)
         self.receiver = FakeReceiver()
-        self.times = Times()
-        self.by_peers = self.unanswered = 0
-        self.failures: list[str] = []
-        self._discovery = self.rng.choice(("mdns", "mdns", "mdns", "off"))
+        self.watch = Watch(loop, log)
+        discovery = self.rng.choice(("mdns", "mdns", "mdns", "off"))
         names = [f"gw-{number}" for number in range(1, self.rng.choice(GATEWAYS) + 1)]
-        self.members = [self._member(name, names, folder, log) for name in names]
-        self._hosting: dict[str, bool] = {}
-        self.hostings = 0
+        self.members = [self._member(name, settings(name, names, discovery, self.rng), folder) for name in names]
         self.lives: list[asyncio.Task[None]] = []
-        self._alone_s: dict[tuple[str, int], float] = {}
 
     async def run(self) -> Outcome:
         self.lives = [asyncio.create_task(member.live(), name=f"{member.name} lives") for member in self.members]
-        looking = asyncio.create_task(self._look(), name="looking")
+        looking = asyncio.create_task(self.watch.look(self.members), name="looking")
         posting = asyncio.create_task(self._post(), name="posting")
         await self._break()
-        self.times.parted = await self._agree(self.rng.choice(SHAPES))
-        self.times.healed = await self._agree("whole")
+        self.watch.times.parted = await self._agree(self.rng.choice(SHAPES))
+        self.watch.times.healed = await self._agree("whole")
         posting.cancel()
         await self._drain()
         looking.cancel()
@@ -237,7 +205,7 @@ class Fleet:
         for life in self.lives:
             if life.done():
                 life.result()
-        _require(not self.failures, "; ".join(self.failures[:3]))
+        _require(not self.watch.failures, "; ".join(self.watch.failures[:3]))
 
     def _differ(self) -> str:
         """What is wrong with: each part of the network has one broker, all are on it, and each knows the others and no more."""
@@ -273,158 +241,31 @@ class Fleet:
         arrived = sum(name == member.name and record.lane is Lane.RESULT for (name, *_), record in kept)
         return len(member.mailbox.acknowledged) == len(member.mailbox.posted) <= arrived
 
-    # --- what is watched while it runs ---
-
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            for member in self.members:
-                self._count_hosting(member)
-                if member.up and member.gateway.mesh is not None:
-                    self._bounds(member, member.gateway.mesh)
-                    self._connected(member, member.gateway.mesh)
-
-    def _bounds(self, member: Member, mesh: Mesh) -> None:
-        assert member.settings.mesh is not None
-        limits = {
-            "tasks under way": (mesh.asking.count, asking.TASKS_MAX),
-            "tasks that wait": (mesh.answering.queue.count, member.settings.mesh.tasks_waiting_max),
-            "answers kept": (len(mesh.answering.kept), admission.KEPT_MAX),
-            "decisions": (len(mesh.placing._told), placing.TOLD_MAX),
-            "peers": (len(mesh.presence.peers.births()), len(self.members) - 1),
-            **{
-                f"samples at {name}": (pipeline.waiting, member.settings.pipelines[name].queue_max)
-                for name, pipeline in member.gateway.pipelines.items()
-            },
-        }
-        for what, (count, most) in limits.items():
-            if count > most:
-                self.failures.append(f"{member.name}: {count} {what}, at most {most}")
-
-    def _connected(self, member: Member, mesh: Mesh) -> None:
-        life = (member.name, member.lives)
-        now_s = self.loop.time()
-        since_s = self._alone_s.setdefault(life, now_s)
-        if mesh.link.connected:
-            self._alone_s[life] = now_s
-        self.times.brokerless = max(self.times.brokerless, now_s - since_s)
-
-    def _count_hosting(self, member: Member) -> None:
-        self.hostings += member.broker.running and not self._hosting.get(member.name, False)
-        self._hosting[member.name] = member.broker.running
-
-    def _watch(self, member: Member, mesh: Mesh) -> None:
-        """Of a new life: how long its tasks and windows take, and that each ends by its deadline."""
-        ask, place, times = mesh.asking.ask, mesh.placing.place, self.times
-        undone: dict[str, float] = {}
-        """Windows that a peer did not do: when it was asked."""
-
-        def begun(window: str) -> None:
-            times.reissued = max(times.reissued, self.loop.time() - undone.pop(window, self.loop.time()))
-
-        async def asked(peer: str, *args: Any, deadline_ns: int, task_id: str, **more: Any) -> Any:
-            began_s, left_s = self.loop.time(), (deadline_ns - member.clock.mono_ns()) / 1e9
-            begun(task_id)
-            undone[task_id] = began_s
-            stops = member.fence.stops
-            try:
-                return await ask(peer, *args, deadline_ns=deadline_ns, task_id=task_id, **more)
-            except EdgeError:
-                self.unanswered += 1
-                raise
-            finally:
-                took_s = self.loop.time() - began_s if member.fence.stops == stops else 0.0
-                times.task = max(times.task, took_s)
-                if took_s > max(0.0, left_s) + SLACK_S:
-                    self.failures.append(f"{member.name} waited {took_s:.3f} s for {peer}, the deadline was in {left_s:.3f} s")
-
-        async def placed(job: Any, here: Any) -> Any:
-            async def computed() -> Any:
-                begun(job.result_id)
-                return await here()
-
-            began_s = self.loop.time()
-            found = await place(job, here and computed)
-            undone.pop(job.result_id, None)
-            self.by_peers += found.decision.where == "peer"
-            times.window = max(times.window, self.loop.time() - began_s)
-            return found
-
-        mesh.asking.ask, mesh.placing.place = asked, placed  # type: ignore[method-assign,assignment]
-
     # --- how it is made ---
 
-    def _member(self, name: str, names: Sequence[str], folder: Path, log: bool) -> Member:
+    def _member(self, name: str, settings: Config, folder: Path) -> Member:
         here = folder / name
         here.mkdir()
-        member = Member(
-            name,
-            settings(name, names, self._discovery, self.rng),
-            here,
-            self.lan,
-            self.air,
-            self.receiver,
-            self._logger(name, log),
-        )
+        member = Member(name, settings, here, self.lan, self.air, self.receiver, self.watch.logger(name))
         member.models.faults.takes_s = self.rng.choice((0.002, 0.02, 0.3))
-        member.watch = lambda mesh: self._watch(member, mesh)
+        member.watch = lambda mesh: self.watch.life(member, mesh)
         return member
-
-    def _logger(self, name: str, log: bool) -> Any:
-        def heard(_logger: Any, _method: str, event: Any) -> Any:
-            fence = FENCE.get()
-            if fence is not None and fence.fallen:
-                raise structlog.DropEvent  # the last words of a life that was killed
-            if log:
-                print(f"{self.loop.time():8.3f} {name} {event}")
-            if event["event"] == "service_failed":
-                self.failures.append(f"{name}: {event}")
-            raise structlog.DropEvent
-
-        return structlog.wrap_logger(None, processors=[heard])
 
     def _outcome(self) -> Outcome:
         return Outcome(
             digest=self.loop.digest(),
             gateways=len(self.members),
             lives=sum(member.lives for member in self.members),
-            hostings=self.hostings,
+            hostings=self.watch.hostings,
             windows=sum(record.lane is Lane.RESULT for record in self.receiver.kept.values()),
-            by_peers=self.by_peers,
-            unanswered=self.unanswered,
+            by_peers=self.watch.by_peers,
+            unanswered=self.watch.unanswered,
             resends=self.receiver.repeated,
-            times=msgspec.convert({name: round(took, 2) for name, took in msgspec.structs.asdict(self.times).items()}, Times),
+            times=msgspec.convert(
+                {name: round(took, 2) for name, took in msgspec.structs.asdict(self.watch.times).items()}, Times
+            ),
             now_s=round(self.loop.time(), 3),
         )
-
-
-def settings(name: str, names: Sequence[str], discovery: str, rng: Any) -> Config:
-    """Ranks, deadlines and limits differ; in some sites mDNS is off; some gateways never host, a few are pinned."""
-    static = [each for each in names if each != name] if discovery == "off" or rng.random() < 0.2 else []
-    mesh = {
-        "discovery": discovery, "peers": static, "rank": rng.choice((50, 100, 100)), "tasks_waiting_max": rng.choice((2, 64)),
-        "may_host": rng.random() < 0.85,
-    }  # fmt: skip
-    return Config.model_validate(
-        {
-            "site": SITE,
-            "gateway": name,
-            "broker": {"mode": "hosted" if rng.random() < 0.05 else "auto", "listen": "0.0.0.0"},
-            "mesh": mesh,
-            "devices": {"box": {"adapter": "mailbox", "points": [{"name": "a"}, {"name": "b"}], "backoff_s_max": 1.0}},
-            "pipelines": {
-                "windows": {
-                    "device": "box",
-                    "window": {"count": 1},
-                    "model": "m",
-                    "deadline_s": rng.choice((0.5, 1.0, 2.0)),
-                    "priority": rng.randint(0, 9),
-                }
-            },
-            "sinks": {"cloud": {"type": "https", "url": "http://127.0.0.1:1"}},
-            "outbox": {"drain_s_max": 200.0},
-        }
-    )
 
 
 def check(fleet: Fleet) -> None:

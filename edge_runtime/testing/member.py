@@ -4,7 +4,8 @@ reads, the broker's program, its clock)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,32 @@ class Member:
         offset_ns = 1_700_000_000 * 10**9 + rng.choice((0, 0, HOUR_NS, -HOUR_NS))
         skew = rng.choice((0.0, 0.0, rng.uniform(-0.01, 0.01)))
         return VirtualClock(lan.loop, boot=f"{self.name}-{self.lives}", wall_offset_ns=offset_ns, skew=skew)
+
+
+def settings(name: str, names: Sequence[str], discovery: str, rng: random.Random) -> Config:
+    """Ranks, deadlines and limits differ; in some sites mDNS is off; some gateways never host, a few are pinned."""
+    static = [each for each in names if each != name] if discovery == "off" or rng.random() < 0.2 else []
+    mesh = {
+        "discovery": discovery, "peers": static, "rank": rng.choice((50, 100, 100)), "tasks_waiting_max": rng.choice((2, 64)),
+        "may_host": rng.random() < 0.85,
+    }  # fmt: skip
+    return Config.model_validate(
+        {
+            "site": SITE,
+            "gateway": name,
+            "broker": {"mode": "hosted" if rng.random() < 0.05 else "auto", "listen": "0.0.0.0"},
+            "mesh": mesh,
+            "devices": {"box": {"adapter": "mailbox", "points": [{"name": "a"}, {"name": "b"}], "backoff_s_max": 1.0}},
+            "pipelines": {
+                "windows": {
+                    "device": "box",
+                    "window": {"count": 1},
+                    "model": "m",
+                    "deadline_s": rng.choice((0.5, 1.0, 2.0)),
+                    "priority": rng.randint(0, 9),
+                }
+            },
+            "sinks": {"cloud": {"type": "https", "url": "http://127.0.0.1:1"}},
+            "outbox": {"drain_s_max": 200.0},
+        }
+    )

@@ -1,12 +1,18 @@
-"""A task to another gateway and back, against a bare paho request and reply with the same latency settings and the same tensor,
-and against MLServer (gRPC) serving the same model. Each answers in a process of its own.
+"""A task to another gateway and back, against a bare paho request and reply with the same latency settings, topics and bytes
+(which computes nothing), and against MLServer (gRPC) serving the same model. Each answers in a process of its own.
 
-    python tests/bench/bench_mesh.py
+    python -m tests.bench bench_mesh
+
+MLServer is installed on demand, into an environment of its own in .cache; where that cannot be done, its row says why. It is
+measured as it comes, and once more computing in its own process (parallel_workers 0), which is faster for one client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,18 +23,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
-
 import numpy as np
 import structlog
 from bench_bus import Bare
-from brokers import Broker, mosquitto
+from brokers import Broker, free_port, mosquitto
+from wheels import CACHE, PIP
 
 from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
+from edge_runtime.bus import frames
 from edge_runtime.bus.broker import PahoBus
+from edge_runtime.bus.frames import Task
 from edge_runtime.config import Mesh
+from edge_runtime.inference import store
 from edge_runtime.inference.model import Model, open_model
 from edge_runtime.inference.offering import Offering, tensor_of
 from edge_runtime.mesh.answering import Answering
@@ -36,12 +42,18 @@ from edge_runtime.mesh.asking import Asking
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.ports import Address, EdgeError
 
+HERE = Path(__file__).parent
 MODEL = "shuttle-anomaly"
 WINDOW = np.array([[50.0, 21.0, 77.0, 0.0, 28.0, 0.0, 27.0, 48.0, 22.0]])
 TRIPS, ROUNDS, WARM_UP = 400, 5, 50
 RATE, RATE_S = 200, 5.0
 """Tasks/s, for so long: an open loop, each at its time whether the one before is back or not."""
 READY = "ready"
+ASK, ANSWER = "edge/bench/gw/echo/task/asker", "edge/bench/gw/asker/reply/echo"
+
+PEER = HERE / "mlserver_peer"
+REQUIREMENTS = ("mlserver==1.7.*", "ai-edge-litert")
+INSTALL_S_MAX, START_S_MAX = 500, 60
 
 Trip = Callable[[], Awaitable[None]]
 
@@ -50,7 +62,7 @@ Trip = Callable[[], Awaitable[None]]
 
 
 async def echo(port: int) -> None:
-    bare = Bare(port, "ask", lambda client, _u, message: client.publish("answer", message.payload, 0))
+    bare = Bare(port, ASK, lambda client, _u, message: client.publish(ANSWER, message.payload, 0))
     await bare.ready.wait()
     print(READY, flush=True)
     await asyncio.Event().wait()
@@ -91,15 +103,16 @@ async def bare_trip(broker: Broker) -> AsyncIterator[Trip]:
     """Request and reply by number: several may be under way."""
     loop = asyncio.get_running_loop()
     waiting: dict[bytes, asyncio.Future[None]] = {}
-    client = Bare(broker.port, "answer", lambda _c, _u, message: waiting.pop(message.payload[:8]).set_result(None))
+    client = Bare(broker.port, ANSWER, lambda _c, _u, message: waiting.pop(message.payload[:8]).set_result(None))
     await client.ready.wait()
     numbers = iter(range(2**63))
-    body = bytes(tensor_of(WINDOW).data)[8:]
+    task = Task(id="task-1", instance="a1", model=f"{MODEL}@1.0.0", remaining_ns=2 * 10**9, tensor=tensor_of(WINDOW))
+    body = frames.pack(task)[8:]
 
     async def trip() -> None:
         number = next(numbers).to_bytes(8, "big")
         waiting[number] = loop.create_future()
-        client.client.publish("ask", number + body, 0)
+        client.client.publish(ASK, number + body, 0)
         await waiting[number]
 
     yield trip
@@ -161,8 +174,8 @@ async def measure(broker: Broker, model: str) -> list[dict[str, Any]]:
     async with our_trip(broker, model) as ours, bare_trip(broker) as bare:
         trips = [(await one_by_one(ours), await one_by_one(bare)) for _ in range(ROUNDS)]
         rates = [(await at_a_rate(ours), await at_a_rate(bare)) for _ in range(2)]
-    us = [min(statistics.median(each) for each in column) * 1e6 for column in zip(*trips, strict=True)]
-    p50 = [min(statistics.median(each) for each in column) * 1e6 for column in zip(*rates, strict=True)]
+    us = [best(column) * 1e6 for column in zip(*trips, strict=True)]
+    p50 = [best(column) * 1e6 for column in zip(*rates, strict=True)]
     p99 = [min(statistics.quantiles(each, n=100)[98] for each in column) * 1e3 for column in zip(*rates, strict=True)]
     return [
         row(f"mesh: task round trip, {MODEL}, p50", "us", us[0], us[1], "<= 1.5"),
@@ -171,12 +184,29 @@ async def measure(broker: Broker, model: str) -> list[dict[str, Any]]:
     ]
 
 
+async def against_mlserver(broker: Broker, model: str, served: Served) -> dict[str, Any]:
+    """How many times faster: its median by ours."""
+    async with our_trip(broker, model) as ours:
+        trips = [(statistics.median(await one_by_one(ours)), await asyncio.to_thread(served.median_s)) for _ in range(ROUNDS)]
+    mine, theirs = (min(column) * 1e6 for column in zip(*trips, strict=True))
+    return row(NAME, "us", mine, theirs, ">= 2.5") | {"ratio": theirs / mine}
+
+
+def best(rounds: tuple[list[float], ...]) -> float:
+    return min(statistics.median(each) for each in rounds)
+
+
 def row(name: str, unit: str, ours: float, bare: float, target: str) -> dict[str, Any]:
     return {"name": name, "unit": unit, "ours": ours, "bare": bare, "ratio": ours / bare, "target": target}
 
 
 def answerer(role: str, port: int) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen([sys.executable, __file__, role, str(port)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, role, str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"},
+    )
     assert process.stdout is not None
     while line := process.stdout.readline():
         if line.startswith(READY):
@@ -184,21 +214,80 @@ def answerer(role: str, port: int) -> tuple[subprocess.Popen[str], str]:
     raise EdgeError(f"bench: the {role} did not start")
 
 
+# --- MLServer --------------------------------------------------------------------------------------------------------
+
+NAME = "mesh: MLServer (gRPC), the same model, times our p50"
+PEERS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    (NAME, {}, ">= 2.5"),
+    (f"{NAME}, parallel_workers 0", {"parallel_workers": 0}, ""),
+)
+
+
+class Served:
+    """MLServer with the model, and a gRPC client beside it."""
+
+    def __init__(self, python: Path, folder: Path, settings: dict[str, Any]) -> None:
+        self.python, self.port = python, free_port()
+        artefact = store.find(MODEL, []) / "fp32.tflite"
+        ports = {"grpc_port": self.port, "http_port": free_port(), "metrics_port": free_port()}
+        settings = {"host": "127.0.0.1", "debug": False, **ports, **settings}
+        model = {"name": "autoencoder", "implementation": "served.Served", "parameters": {"uri": str(artefact)}}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        (folder / "model-settings.json").write_text(json.dumps(model))
+        shutil.copy(PEER / "served.py", folder)
+        command = [python, "-c", "from mlserver.cli import main; main()", "start", folder]
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+    def stop(self) -> None:
+        """With its own workers, which a kill would leave behind."""
+        self.process.terminate()
+        self.process.wait(START_S_MAX)
+
+    def median_s(self) -> float:
+        command: list[str | Path] = [self.python, PEER / "client.py", str(self.port), str(WARM_UP), str(TRIPS)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_S_MAX)
+        if done.returncode:
+            raise EdgeError(f"it does not answer: {done.stderr[-200:]} {self.log.read_text()[-300:]}")
+        return float(done.stdout)
+
+
+def installed() -> Path:
+    """The Python of MLServer's environment. Raises EdgeError with pip's reason."""
+    kept = CACHE / f"venv-mlserver-{sys.version_info[0]}.{sys.version_info[1]}"
+    python = kept / "bin" / "python"
+    if not (kept / "complete").exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", kept], check=True)
+        pip = [*PIP, "--python", python, "install", "--quiet", *REQUIREMENTS]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=INSTALL_S_MAX)
+        if done.returncode:
+            raise EdgeError(f"pip cannot install it here: {done.stderr.strip()[-200:]}")
+        (kept / "complete").touch()
+    return python
+
+
 def main() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, mosquitto(Path(folder), log_type="none") as broker:
-        echoing, _ = answerer("echo", broker.port)
-        working, model = answerer("worker", broker.port)
+        (echoing, _), (working, model) = answerer("echo", broker.port), answerer("worker", broker.port)
+        processes: list[subprocess.Popen[Any]] = [echoing, working]
         try:
-            return asyncio.run(measure(broker, model))
+            rows = asyncio.run(measure(broker, model))
+            try:
+                for name, settings, target in PEERS:
+                    served = Served(installed(), Path(tempfile.mkdtemp(dir=folder)), settings)
+                    processes.append(served.process)
+                    rows.append(asyncio.run(against_mlserver(broker, model, served)) | {"name": name, "target": target})
+                    served.stop()
+            except (EdgeError, OSError, subprocess.SubprocessError) as error:
+                rows.append({"name": f"{NAME}: NOT MEASURED: {error}", "verdict": "skipped"})
+            return rows
         finally:
-            for process in (echoing, working):
-                process.kill()
+            for process in processes:
+                process.terminate()
                 process.wait()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        asyncio.run({"echo": echo, "worker": worker}[sys.argv[1]](int(sys.argv[2])))
-    else:
-        for line in main():
-            print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else str(value) for key, value in line.items()))
+    asyncio.run({"echo": echo, "worker": worker}[sys.argv[1]](int(sys.argv[2])))

@@ -61,7 +61,7 @@ def throughput() -> list[dict[str, Any]]:
             alone = _rate(first)
             second.start()
             second.wait("model_offered")
-            until(lambda: plant.known(first), "the second one is known")
+            until(lambda: plant.known("g1"), "the second one is known")
             pairs.append((alone, _rate(first)))
             second.end()
         ratio = statistics.median(together / alone for alone, together in pairs)

@@ -168,7 +168,7 @@ def test_a_gateways_file_says_where(broker: Broker, tmp_path: Path) -> None:
             said = await edge_runtime("mesh", file)
             assert said.status == 1
             assert "error: no broker of site plant-1 was found: " in said.error
-            assert "no gateway of the site says that this is its broker" in said.error
+            assert "no gateway of the site hosts this broker" in said.error
             a = peer("gateway-1")
             await host(broker, a)
             async with gateways(broker, a):

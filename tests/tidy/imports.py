@@ -18,6 +18,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "iotcore": ("edge_runtime/bus/host.py",),
     "yaml": ("edge_runtime/document.py",),
     "zeroconf": ("edge_runtime/mesh/discovery.py",),
+    "ifaddr": ("edge_runtime/mesh/discovery.py",),
     "sqlite3": ("edge_runtime/outbox/database.py", "edge_runtime/receiver/ledger.py", "edge_runtime/testing/"),
     "ai_edge_litert": ("edge_runtime/inference/engine_tflite.py",),
     "tflite_runtime": ("edge_runtime/inference/engine_tflite.py",),

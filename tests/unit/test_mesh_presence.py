@@ -317,6 +317,21 @@ def test_a_wall_clock_that_is_an_hour_off_changes_nothing() -> None:
     assert history(0, 0, 0) == history(0, 3_600, -3_600)
 
 
+def test_a_machine_that_slept_takes_nobody_for_late() -> None:
+    async def scenario(site: Site) -> None:
+        clock = VirtualClock(site.loop)
+        one, _ = site.gateway("a", clock=clock), site.gateway("b")
+        await until(lambda: one.sees("b"), 1)
+        for _ in range(10):
+            clock._base_ns += 100 * 10**9  # time since boot goes on while it sleeps
+            one.presence.refresh()  # it looks around before anybody has said a word
+            await asyncio.sleep(0.7)
+        assert one.gone == []
+        assert one.sees("b")
+
+    simulate(scenario)
+
+
 def test_a_clock_that_runs_fast_makes_nobody_late() -> None:
     async def scenario(site: Site) -> None:
         one, two = site.gateway("a", clock=VirtualClock(site.loop, skew=0.01)), site.gateway("b")

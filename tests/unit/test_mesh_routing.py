@@ -23,6 +23,15 @@ from edge_runtime.records import Privacy
 MS = 1_000_000
 NAMES = ("a", "b", "c", "d", "e")
 
+WANTED = Wanted(Privacy.SITE, 2_000 * MS, 1_900 * MS)
+SLOW = Here(service_ns=40 * MS)
+MIDDLE = Draw(0.5, 0.5, 0.5)
+
+
+def _there(name: str = "b", service_ms: float = 3, **facts: object) -> There:
+    return There(name=name, service_ns=round(service_ms * MS), link_ns=MS, **facts)  # type: ignore[arg-type]
+
+
 _ns = st.sampled_from((0, 1, MS, 3 * MS, 10 * MS, 40 * MS, 500 * MS, 3_000 * MS)) | st.integers(0, 5_000 * MS)
 _share = st.floats(0, 1, exclude_max=True)
 draws = st.builds(Draw, _share, _share, _share)
@@ -31,6 +40,7 @@ wants = st.builds(
     privacy=st.sampled_from(Privacy),
     remaining_ns=_ns,
     peers_ns=_ns,
+    connected=st.booleans(),
     fits=st.booleans(),
     tried=st.lists(st.sampled_from(NAMES), max_size=2, unique=True).map(tuple),
 )
@@ -50,9 +60,14 @@ def _peer(name: str) -> st.SearchStrategy[There]:
 peers = st.lists(st.sampled_from(NAMES), unique=True).flatmap(lambda names: st.tuples(*map(_peer, names)).map(list))
 
 
+def _capable(name: str, at: int) -> There:
+    """Each takes another time; the fastest two are hot or on battery."""
+    return There(name=name, service_ns=(at + 1) * MS, spared=at < 2)
+
+
 def _may_take(wanted: Wanted, here: Here, peer: There) -> bool:
     """Written out once more, in other words."""
-    barred = wanted.privacy is Privacy.GATEWAY or not wanted.fits or peer.name in wanted.tried
+    barred = wanted.privacy is Privacy.GATEWAY or not (wanted.fits and wanted.connected) or peer.name in wanted.tried
     return peer.has_model and not (barred or peer.late or peer.broken or finish_ns(here, peer) > wanted.peers_ns)
 
 
@@ -86,6 +101,13 @@ def test_the_order_of_the_peers_does_not_matter(
     assert decide(wanted, here, them, draw) == found
 
 
+@given(st.permutations([_capable(name, at) for at, name in enumerate(NAMES)]), draws)
+def test_nor_among_many_that_may(them: list[There], draw: Draw) -> None:
+    found = decide(WANTED, SLOW, them, draw)
+    assert found == decide(WANTED, SLOW, sorted(them, key=lambda peer: peer.name), draw)
+    assert not next(peer.spared for peer in them if peer.name == found.peer)
+
+
 @given(wants, heres, peers, draws, _ns)
 def test_a_longer_queue_never_attracts(wanted: Wanted, here: Here, them: list[There], draw: Draw, more_ns: int) -> None:
     found = decide(wanted, here, them, draw)
@@ -110,14 +132,6 @@ def test_who_is_hot_or_on_battery_is_a_last_choice(wanted: Wanted, here: Here, t
 
 # --- cases -----------------------------------------------------------------------------------------------------------
 
-WANTED = Wanted(Privacy.SITE, 2_000 * MS, 1_900 * MS)
-SLOW = Here(service_ns=40 * MS)
-MIDDLE = Draw(0.5, 0.5, 0.5)
-
-
-def _there(name: str = "b", service_ms: float = 3, **facts: object) -> There:
-    return There(name=name, service_ns=round(service_ms * MS), link_ns=MS, **facts)  # type: ignore[arg-type]
-
 
 def _told(found: Decision) -> tuple[str, str, Reason]:
     return found.where, found.peer, found.reason
@@ -134,6 +148,7 @@ def _told(found: Decision) -> tuple[str, str, Reason]:
         (WANTED, SLOW, [_there(spared=True)], "here", Reason.SPARED),
         (WANTED, SLOW, [_there()], "peer", Reason.PEER_FASTER),
         (WANTED, SLOW, [_there(service_ms=39)], "here", Reason.HERE_FASTER),
+        (msgspec.structs.replace(WANTED, connected=False), SLOW, [_there()], "here", Reason.AWAY),
         (msgspec.structs.replace(WANTED, fits=False), SLOW, [_there()], "here", Reason.TOO_LARGE),
         (msgspec.structs.replace(WANTED, tried=("b",)), SLOW, [_there()], "here", Reason.TRIED),
         (msgspec.structs.replace(WANTED, tried=("a",)), SLOW, [_there()], "peer", Reason.REISSUED),

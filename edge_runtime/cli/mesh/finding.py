@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from edge_runtime.address import address
 from edge_runtime.board.system import SystemDice
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.messages import BadMessage
+from edge_runtime.bus.presence import Brokers
 from edge_runtime.cli.mesh import BROKER_DEFAULT
 from edge_runtime.ports import Address, BrokerError, Connection, EdgeError, Message
 
@@ -86,55 +89,69 @@ async def joined(where: Plan) -> AsyncIterator[Joined]:
 
 
 async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
-    failures: list[BrokerError] = []
+    search = _Search(where.site, name)
     for place in where.places:
-        if found := await _try(where, place, name, failures):
+        if found := await search.at(place, ours=where.ours):
             return found
     if where.discover:
-        async for place in _announced(where):
-            if found := await _try(where, place, name, failures):
-                return found
-    if len(failures) == 1 and not where.discover:
-        raise failures[0]
-    site = f"site {where.site}" if where.site else "a site"
-    causes = "; ".join(error.cause for error in failures)
-    raise EdgeError(
-        f"no broker of {site} was found: {causes}", "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
-    )
+        async with aclosing(_announced(where)) as announced:
+            async for place in announced:
+                if found := await search.at(place, ours=True):
+                    return found
+    if len(search.failures) == 1 and not where.discover:
+        raise next(iter(search.failures.values()))
+    causes = "; ".join(error.cause for error in search.failures.values())
+    hint = "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
+    raise EdgeError(f"no broker of site {where.site} was found: {causes}", hint)
 
 
-async def _try(where: Plan, place: Address, name: str, failures: list[BrokerError]) -> tuple[Connection, str] | None:
-    at = f"{place.host}:{place.port}"
-    mine = Address(
-        host=place.host, port=place.port, username=place.username, password=place.password, tls=place.tls,
-        client_id=name, keepalive_s=KEEPALIVE_S,
-    )  # fmt: skip
-    try:
-        connection = await PahoBus().connect(mine, timeout_s=CONNECT_S_MAX)
-        if not where.ours or await _hosted_for(connection, where.site):
-            return connection, at
-        failures.append(BrokerError(f"{at}: no gateway of the site says that this is its broker"))
-        await connection.close()
-    except BrokerError as error:
-        failures.append(error)
-    return None
+class _Search:
+    """`failures`: by place, each is tried once."""
+
+    def __init__(self, site: str, name: str) -> None:
+        self.failures: dict[str, BrokerError] = {}
+        self._site, self._name = site, name
+
+    async def at(self, place: Address, *, ours: bool) -> tuple[Connection, str] | None:
+        """`ours`: only if a gateway of the site hosts it; where its word says that the host is elsewhere, there."""
+        places = [place]
+        while places:
+            place = places.pop()
+            at = f"{place.host}:{place.port}"
+            if at in self.failures:
+                continue
+            try:
+                connection = await PahoBus().connect(
+                    msgspec.structs.replace(place, client_id=self._name, keepalive_s=KEEPALIVE_S), timeout_s=CONNECT_S_MAX
+                )
+                said = await _said(connection, self._site) if ours else None
+                if not ours or (said is not None and said.run):
+                    return connection, at
+                self.failures[at] = BrokerError(f"{at}: no gateway of the site hosts this broker")
+                places += [Address(host=each.host, port=each.port) for each in (said.endpoints if said else ())]
+                await connection.close()
+            except BrokerError as error:
+                self.failures[at] = error
+        return None
 
 
-async def _hosted_for(connection: Connection, site: str) -> bool:
-    topic = topics.brokers(site)
+async def _said(connection: Connection, site: str) -> Brokers | None:
+    """What the broker has kept of who hosts the site's. Raises BrokerError."""
+    topic, found = topics.brokers(site), []
 
     def ours(message: Message) -> bool:
         if message.topic != topic:
             return False
         try:
-            return presence.unpack(message.payload, presence.Brokers).site == site
+            found.append(presence.unpack(message.payload, Brokers))
         except BadMessage:
             return False
+        return True
 
     await connection.subscribe(topic)
-    found = await _until(connection, ours)
+    await _until(connection, ours)
     await connection.unsubscribe(topic)
-    return found
+    return found[0] if found else None
 
 
 async def _until(connection: Connection, holds: Callable[[Message], bool]) -> bool:
@@ -172,7 +189,7 @@ async def _only_site(connection: Connection, at: str) -> str:
     raise EdgeError(f"{at}: gateways of more than one site: {', '.join(sorted(sites))}", "say which: --site SITE")
 
 
-async def _announced(where: Plan) -> AsyncIterator[Address]:
+async def _announced(where: Plan) -> AsyncGenerator[Address, None]:
     """Brokers that gateways of the site announce over mDNS. For that we have to announce ourselves: as a guest, and goodbye."""
     from edge_runtime.cli.run import logger
     from edge_runtime.config import Log, Mesh
@@ -180,23 +197,24 @@ async def _announced(where: Plan) -> AsyncIterator[Address]:
     from edge_runtime.ports import Announcement
 
     mesh = where.settings.mesh if where.settings and where.settings.mesh else Mesh()
+    listen = where.settings.broker.listen if where.settings else "0.0.0.0"  # decides which interfaces are used
     token = SystemDice().token()
     me = Announcement(site=where.site, gateway=f"cli-{token[:8]}", instance=token, role="guest")
     try:
-        found = discovery.make(mesh, "127.0.0.1", logger(Log(level="error", format="auto")))
+        found = discovery.make(mesh, listen, logger(Log(level="error", format="auto")))
     except EdgeError:
         return  # zeroconf is not installed: what is known without it was tried
+    loop = asyncio.get_running_loop()
     try:
         await found.open(me)
-        tried: set[tuple[str, int]] = set()
-        async with asyncio.timeout(DISCOVER_S_MAX):
-            while True:
-                for each in found.found():
-                    for endpoint in each.endpoints if each.role != "guest" else ():
-                        if (endpoint.host, endpoint.port) not in tried:
-                            tried.add((endpoint.host, endpoint.port))
-                            yield Address(host=endpoint.host, port=endpoint.port)
-                found.changed.clear()
+        until_s = loop.time() + DISCOVER_S_MAX
+        while True:
+            found.changed.clear()
+            # Hosts first: a candidate that is no host costs a refused connection.
+            for each in sorted(found.found(), key=lambda each: each.role != "host"):
+                for endpoint in each.endpoints if each.role != "guest" else ():
+                    yield Address(host=endpoint.host, port=endpoint.port)
+            async with asyncio.timeout_at(until_s):
                 await found.changed.wait()
     except TimeoutError:
         return
