@@ -81,7 +81,10 @@ class Node:
 
     def __init__(self, site: Site, name: str, life: int, broker: dict[str, Any], mesh: dict[str, Any], site_name: str) -> None:
         loop = site.loop
+        self._site = site
         self.fence = Fence(name)
+        self.hostings = 0
+        """Times that it tried to host."""
         self.log = Log()
         fields = {"mode": "auto", "listen": "0.0.0.0", **broker}
         self.settings = Config.model_construct(
@@ -104,11 +107,15 @@ class Node:
             self.settings,
             Announcement(site=site_name, gateway=name, instance=instance, role="guest", endpoints=endpoints),
             self.link, site.lan.bus(self.fence), self.discovery,
-            lambda: FakeHost(self.broker, self.fence, loop.rng(f"{name}/host"), site.host_faults),
+            self._new_host,
             clock, dice, self.log, self.births.will, self.births.alive,
         )  # fmt: skip
         self.births.endpoints = self.membership.endpoints
         self.task = self.fence.start(self.membership.run(), name="membership")
+
+    def _new_host(self) -> FakeHost:
+        self.hostings += 1
+        return FakeHost(self.broker, self.fence, self._site.loop.rng(f"{self.fence.node}/host"), self._site.host_faults)
 
     async def _not_announced(self, _: Announcement) -> None: ...
 

@@ -191,13 +191,10 @@ def cpu_s(gateway: GatewayProcess) -> float:
     return float(times.user + times.system)
 
 
-def brokers_in(folder: Path) -> list[int]:
-    """Every broker process whose files are there, whoever started it."""
-    return [
-        each.pid
-        for each in psutil.process_iter(["cmdline"])
-        if str(folder) in " ".join(each.info["cmdline"] or ()) and lives(each)
-    ]
+def brokers_in(folder: Path) -> list[psutil.Process]:
+    """Every mosquitto whose files are there, whoever started it."""
+    found = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "mosquitto" and lives(each)]
+    return [each for each in found if str(folder) in " ".join(each.cmdline())]
 
 
 def lives(process: psutil.Process) -> bool:

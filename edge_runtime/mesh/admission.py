@@ -4,9 +4,9 @@
     refusal = queue.admit(waiting, now_ns, running_ns)      # None: it waits now
     waiting = queue.take()                                  # the next one, or None
 
-Priority first, then the earliest deadline. Two rules keep one peer that floods us from hurting another: a sender holds at most
-one share (1/SHARES) of the places, and every FAIR_EVERY-th turn belongs to the sender that has waited longest since it was
-served, whatever the others' priority.
+Priority first, then the earliest deadline. Two rules keep one peer that floods us from hurting another: no sender holds more
+places than are still free, so that there is always room for another one, and every FAIR_EVERY-th turn belongs to the sender that
+has waited longest since it was served, whatever the others' priority.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from edge_runtime.bus.frames import Task
 
 WAITING_BYTES_MAX = 32 * 2**20
 """Of tensors that wait."""
-SHARES = 4
-"""A sender holds at most one share of the places, of the bytes, and of the answers that are kept."""
 FAIR_EVERY = 4
 RETRY_NS_MIN = 10_000_000
 """Sooner nobody is told to ask again."""
@@ -33,6 +31,7 @@ KEPT_MAX = 4_096
 KEPT_BYTES_MAX = 4 * 2**20
 KEPT_NS_MAX = 60_000_000_000
 """Answers for repeated tasks: so many, of so many bytes, for so long."""
+KEPT_SENDER_MAX = KEPT_MAX // 4
 KEPT_ENTRY_BYTES = 400
 """What an answer costs beside its own bytes."""
 
@@ -63,7 +62,7 @@ class Outcome(StrEnum):
     CLOSED = "no tasks taken"
     FULL = "full"
     SHARE = "share"
-    """This sender holds its share already."""
+    """This sender holds as many places as are left for others."""
     LATE = "late"
     """It would not be done in time."""
     UNSENT = "unsent"
@@ -117,7 +116,6 @@ class Queue:
 
     def __init__(self, waiting_max: int, slots: int = 1) -> None:
         self.waiting_max = waiting_max
-        self.share_max = max(1, waiting_max // SHARES)
         self.count = self.size_bytes = self.service_ns = 0
         self._slots = slots
         self._lines: dict[str, _Line] = {}
@@ -168,7 +166,8 @@ class Queue:
         if self.count >= self.waiting_max or self.size_bytes + size > WAITING_BYTES_MAX:
             return Refusal(Outcome.FULL, f"{self.count} tasks wait here already", "another gateway", retry_ns)
         line = self._lines.get(waiting.sender)
-        if line and (len(line.tasks) >= self.share_max or line.size_bytes + size > WAITING_BYTES_MAX // SHARES):
+        free, free_bytes = self.waiting_max - self.count, WAITING_BYTES_MAX - self.size_bytes
+        if line and (len(line.tasks) >= free or line.size_bytes + size > free_bytes):
             cause = f"{len(line.tasks)} tasks of {waiting.sender} wait here already"
             return Refusal(Outcome.SHARE, cause, "places are kept for others: another gateway", retry_ns)
         return None
@@ -234,7 +233,7 @@ class Kept:
         mine = self._of.setdefault(key[0], {})
         mine[key] = None
         self.size_bytes += len(answer) + KEPT_ENTRY_BYTES
-        if len(mine) > KEPT_MAX // SHARES:
+        if len(mine) > KEPT_SENDER_MAX:
             self._forget(next(iter(mine)))
         while self._kept:
             oldest, (_, at_ns) = next(iter(self._kept.items()))

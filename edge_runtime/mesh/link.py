@@ -78,7 +78,10 @@ class Link:
     async def serve(self, connection: Connection, home: Home) -> None:
         """Until the connection is lost: raises BrokerError."""
         try:
-            await connection.subscribe(*self._filters(), qos=1)
+            asked: list[str] = []
+            while wanted := [each for each in self._filters() if each not in asked]:  # `listen_to` may be called meanwhile
+                asked += wanted
+                await connection.subscribe(*wanted, qos=1)
             self._connection, self.home = connection, home
             for join in self.joined:
                 await join()

@@ -88,7 +88,7 @@ class Mesh:
             version=version,
         )
         self.membership = Membership(
-            settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.births
+            settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.alive
         )
         self.vitals = Vitals()
         self._read_vitals, self._outbox_depth = read_vitals, outbox_depth

@@ -139,11 +139,10 @@ class Placing:
         if here.able and course.tried and now_ns >= course.until_ns:
             return Decision("here", Reason.FALLBACK, "", here_ns)
         fits = len(job.tensor.data) <= PAYLOAD_BYTES_MAX and len(job.tensor.shape) <= frames.DIMENSIONS_MAX
-        wanted = Wanted(
-            job.privacy, course.deadline_ns - now_ns, course.until_ns - now_ns, self._asking.connected, fits, tuple(course.tried)
-        )
+        connected = self._asking.connected
+        wanted = Wanted(job.privacy, course.deadline_ns - now_ns, course.until_ns - now_ns, connected, fits, tuple(course.tried))
         draw = Draw(*(min(dice.uniform(0, 1), ALMOST_1) for _ in range(3)))
-        peers = self._peers.peers() if job.privacy is not Privacy.GATEWAY else []
+        peers = self._peers.peers() if connected and job.privacy is not Privacy.GATEWAY else []
         return routing.decide(wanted, here, [self._facts(peer, job.model) for peer in peers], draw)
 
     def _mine(self, course: _Course, now_ns: int) -> Here:

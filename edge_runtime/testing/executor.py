@@ -13,20 +13,21 @@ from edge_runtime.records import Inference, Tensor
 
 
 class FakeExecutor:
-    """Output `sum`: of the tensor's bytes. `known`: it says beforehand how long a window takes."""
+    """Output `sum`: of the tensor's bytes."""
 
-    def __init__(self, takes_s: dict[str, float], *, known: bool = True) -> None:
+    def __init__(self, takes_s: dict[str, float]) -> None:
         self.takes_s = takes_s
         self.fail = ""
         """A window fails with this."""
         self.stuck = False
+        self.known = True
+        """It says beforehand how long a window takes."""
         self.outputs = 1
         """How many; beside `sum` they are zeros."""
         self.computed: list[str] = []
         """Models, in the order in which windows began; beside it the first byte of each tensor."""
         self.marks: list[int] = []
         self.running = self.running_max = 0
-        self._known = known
         self._released = asyncio.Event()
 
     def release(self) -> None:
@@ -34,7 +35,7 @@ class FakeExecutor:
         self._released.set()
 
     def offers(self) -> list[Offer]:
-        return [Offer(name, "fake:cpu", round(s * 1e9) if self._known else 0) for name, s in sorted(self.takes_s.items())]
+        return [Offer(name, "fake:cpu", round(s * 1e9) if self.known else 0) for name, s in sorted(self.takes_s.items())]
 
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         if model not in self.takes_s:

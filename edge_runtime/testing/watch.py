@@ -1,5 +1,5 @@
-"""What is seen of a simulated fleet while it runs: that every queue stays within its bound and every task ends by its deadline, and
-how long things take."""
+"""What is seen of a simulated fleet while it runs: that every queue stays within its bound and every task ends by its deadline,
+and how long things take."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Watch:
     def logger(self, name: str) -> Any:
         def heard(_logger: Any, _method: str, event: Any) -> Any:
             fence = FENCE.get()
-            if fence is not None and fence.fallen:
+            if (fence is not None and fence.fallen) or not self._loop.is_running():
                 raise structlog.DropEvent  # the last words of a life that was killed
             if self._log:
                 print(f"{self._loop.time():8.3f} {name} {event}")

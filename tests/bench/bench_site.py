@@ -5,6 +5,7 @@ PYTHONPATH=tests python tests/bench/bench_site.py [throughput | idle | worker]
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from brokers import mosquitto
+import paho.mqtt.client as mqtt
+from brokers import Broker, mosquitto
 from gateways import GatewayProcess, until
 from heavy import heavy_model, layers_for
 from sites import committed, cpu_s, row, site, slow
+
+from edge_runtime.mesh.routing import Reason
 
 TESTS = Path(__file__).parent.parent
 
@@ -25,6 +29,7 @@ WINDOW_S = 0.014
 """Of the model, on one core."""
 ROUNDS, ROUND_S, WARM_UP_S = 4, 6.0, 1.5
 GATEWAYS, IDLE_S = 5, 20.0
+TASKS_PER_S, KILLS, KILL_EVERY_S = 100.0, 8, 3.0
 
 
 def main() -> list[dict[str, Any]]:
@@ -132,8 +137,82 @@ def _idle(what: str, pipeline: dict[str, Any]) -> list[dict[str, Any]]:
         ]
 
 
+# --- a worker that dies ----------------------------------------------------------------------------------------------
+
+
 def worker() -> list[dict[str, Any]]:
-    return []
+    """A gateway on battery gives its 100 windows/s to two workers; one is killed (-9), KILLS times. A window takes from the
+    instant of its sample to its result at a subscriber; whatever was decided again says so in its result."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        broker = stack.enter_context(mosquitto(folder))
+        plant = stack.enter_context(site(folder))
+        model, shared = heavy_model(8).name, {"broker": {"mode": "external", "url": broker.url}}
+        workers = [plant.add(f"w{number}", mesh={"offers": [model]}, **shared) for number in (1, 2)]
+        asker = plant.add(
+            "asker",
+            mesh={"power": "battery"},
+            devices={"press": slow(folder, 10_000, rate_hz=TASKS_PER_S, message_ids=True)},
+            pipelines={"heavy": {"device": "press", "window": {"count": 1}, "model": model}},
+            sinks={"local": {"type": "mqtt", "url": "local"}},
+            **shared,
+        )
+        results = Results(f"edge/{plant.name}/gw/asker/result/heavy", broker)
+        stack.callback(results.close)
+        for each in (*workers, asker):
+            each.start()
+        for each in workers:
+            each.wait("model_offered")
+        plant.meshed()
+        killed = []
+        for number in range(KILLS):
+            time.sleep(KILL_EVERY_S / 2)
+            killed.append(time.time())
+            workers[number % 2].kill()
+            time.sleep(KILL_EVERY_S / 2)
+            workers[number % 2].start()
+            workers[number % 2].wait("model_offered")
+            plant.meshed()
+        time.sleep(1.0)
+        assert asker.stop() == 0
+        made = committed(asker)
+        until(lambda: len(results.got) >= made, f"{made} results")
+        return _told(results.got, killed, made)
+
+
+def _told(got: dict[int, tuple[float, float, str]], killed: list[float], made: int) -> list[dict[str, Any]]:
+    hit = [at - sampled for sampled, at, _ in got.values() if any(begin - 1 < sampled < begin + 2 for begin in killed)]
+    again = [at - sampled for sampled, at, placed in got.values() if Reason.REISSUED in placed]
+    usual = statistics.median(at - sampled for sampled, at, _ in got.values())
+    away = sum("here:" not in placed for _, _, placed in got.values()) / len(got)
+    what = f"worker killed -9 at {TASKS_PER_S:.0f} tasks/s, {len(killed)} times"
+    print(f"{what}: {made} windows, {away:.0%} by peers, median {1000 * usual:.1f} ms, {len(again)} re-issued", file=sys.stderr)
+    return [
+        row(f"{what}: windows without a result", "windows", made - len(got), "<= 0"),
+        row(f"{what}: the slowest of {len(again)} re-issued windows", "s", max(again, default=float("nan")), "<= 1"),
+        row(f"{what}: the slowest of all windows around the kill", "s", max(hit), "<= 1"),
+    ]
+
+
+class Results:
+    """What a subscriber hears: seq of the result -> when its sample was taken, when it came, who computed it and why."""
+
+    def __init__(self, topic: str, broker: Broker) -> None:
+        self.got: dict[int, tuple[float, float, str]] = {}
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        self._client.on_message = self._take
+        self._client.on_connect = lambda client, *_: client.subscribe(topic, 1)
+        self._client.connect("127.0.0.1", broker.port)
+        self._client.loop_start()
+
+    def _take(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+        now, said = time.time(), json.loads(message.payload)
+        seq = int(said["id"].rpartition("/")[2])
+        self.got[seq] = (said["stamp"][2] / 1e9, now, said["body"].get("placed", ""))
+
+    def close(self) -> None:
+        self._client.loop_stop()
+        self._client.disconnect()
 
 
 if __name__ == "__main__":

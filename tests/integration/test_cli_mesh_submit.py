@@ -203,6 +203,7 @@ def test_nobody_remembers_but_the_outbox_does(broker: Broker, tmp_path: Path) ->
             "mesh", "why", "r7", "--broker", f"mqtt://127.0.0.1:{free_port()}", "--outbox", str(file), "--json"
         )
         assert said.json["placed"].startswith("gateway-2: ")
+        assert "outputs" not in said.json  # of whatever privacy the result is
         said = await edge_runtime("mesh", "why", "r8", "--broker", broker.url, "--site", SITE, "--outbox", str(file))
         assert said.status == 1
         assert "r8: is not in" in said.error

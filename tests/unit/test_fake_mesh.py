@@ -186,6 +186,58 @@ def test_a_bad_line_loses_qos_0_only_and_delays_the_rest_in_order() -> None:
     assert any(late for _, late in told)
 
 
+def test_a_message_of_qos_0_may_come_twice() -> None:
+    async def scenario(lan: Lan) -> list[bytes | str]:
+        FakeBroker(lan, "gw-1")
+        lan.lines["gw-2", "gw-1"] = Line(twice=0.5)
+        reader, writer = [await lan.bus(Fence(node)).connect(at("gw-1")) for node in ("gw-3", "gw-2")]
+        await reader.subscribe("#")
+        for n in range(20):
+            await writer.publish("t", b"%02d" % n, qos=n % 2)
+        got = []
+        while (payload := await heard(reader, 5)) != "nothing":
+            got.append(payload)
+        return got
+
+    got = simulate(scenario)
+    assert len(set(got)) == 20
+    assert 1 < sum(got.count(b"%02d" % n) == 2 for n in range(0, 20, 2)) < 10
+    assert all(got.count(b"%02d" % n) == 1 for n in range(1, 20, 2))
+
+
+def test_a_node_that_hangs_is_dropped_by_its_broker_and_goes_on_where_it_stopped() -> None:
+    async def scenario(lan: Lan, stopped_s: float) -> tuple[list[str], bytes | str]:
+        FakeBroker(lan, "gw-1")
+        watcher = await lan.bus().connect(at("gw-1"))
+        await watcher.subscribe("status")
+        fence, steps = Fence("gw-2"), list[str]()
+
+        async def node() -> None:
+            connection = await lan.bus(fence).connect(at("gw-1"), will=Will("status", b"gone"))
+            await connection.subscribe("t")
+            await asyncio.sleep(1)
+            steps.append(f"slept until {loop().time():.0f}")
+            try:
+                steps.append((await connection.receive()).payload.decode())
+            except BrokerError as error:
+                steps.append(error.cause)
+
+        fence.start(node(), name="main")
+        await asyncio.sleep(0.1)
+        lan.hang(fence)
+        await watcher.publish("t", b"meanwhile")
+        seen = await heard(watcher, stopped_s)
+        assert not steps
+        fence.go_on()
+        await asyncio.sleep(2)
+        return steps, seen
+
+    steps, seen = simulate(lambda lan: scenario(lan, 2))
+    assert (steps, seen) == (["slept until 2", "meanwhile"], "nothing")
+    steps, seen = simulate(lambda lan: scenario(lan, 4))
+    assert (steps, seen) == (["slept until 3", "meanwhile"], b"gone")
+
+
 def test_a_hosts_broker_dies_with_its_node_and_the_next_life_starts_it_empty_or_with_its_old_truth() -> None:
     async def scenario(lan: Lan, persistent: bool) -> list[str]:
         broker = FakeBroker(lan, "gw-1", persistent=persistent, running=False)

@@ -17,7 +17,7 @@ from edge_runtime.bus.frames import Cancel, Reply, Task, Verdict
 from edge_runtime.config import Mesh
 from edge_runtime.mesh import answering as answering_module
 from edge_runtime.mesh import asking as asking_module
-from edge_runtime.mesh.admission import FAIR_EVERY, SHARES, Outcome
+from edge_runtime.mesh.admission import FAIR_EVERY, Outcome
 from edge_runtime.mesh.answering import Answering
 from edge_runtime.mesh.asking import Asking, Dropped, Unanswered, Why
 from edge_runtime.mesh.link import Home, Link
@@ -335,6 +335,7 @@ def test_answers_that_nobody_asked_for_are_dropped_and_counted() -> None:
         assert not ask.done()
         await site.tell("me/reply/x", frames.pack(done("t", cause="the first")))
         await site.tell("me/reply/x", frames.pack(done("t", cause="the second")))
+        assert site.asking.count == 0
         assert (await ask).cause == "the first"
         assert site.asking.dropped == {Dropped.FOREIGN: 1, Dropped.STALE: 1, Dropped.LATE: 2}
 
@@ -373,6 +374,7 @@ def test_a_peer_that_answers_garbage(answer: bytes, ends: bool) -> None:
         assert ask.done() == ends
         assert await ask is (Why.GARBAGE if ends else Why.DEADLINE)
         assert site.asking.dropped == {Dropped.GARBAGE: 1}
+        assert site.asking._standings["x"].breaker.failures == (1 if ends else 2)
         assert site.me.bad == {"x": 1}
         assert (await site.ask()).verdict is Verdict.DONE
 
@@ -386,6 +388,7 @@ def test_garbage_from_another_ends_nobodys_task() -> None:
         for _ in range(10 * FAILURES_MAX):
             await site.wire.publish("edge/s/gw/me/reply/evil", frames.pack(done("t")) + b"x")
         assert (await ask).verdict is Verdict.DONE
+        assert [*site.asking._standings] == ["w"]  # who was never asked takes nobody's place
         assert site.asking.breaker("w") == "closed"
 
     simulate(scenario)
@@ -557,7 +560,7 @@ def test_a_flood_leaves_places_and_turns_to_others() -> None:
 
         flooding = site.start(flood())
         await asyncio.sleep(2)
-        assert site.answering.queue.count == Mesh().tasks_waiting_max // SHARES
+        assert site.answering.queue.count == Mesh().tasks_waiting_max // 2
         begin = site.loop.time()
         reply = await site.ask(SLOW, within_s=5, priority=0)
         assert reply.verdict is Verdict.DONE
@@ -568,6 +571,38 @@ def test_a_flood_leaves_places_and_turns_to_others() -> None:
         await asyncio.sleep(1)
 
     simulate(scenario)
+
+
+def test_a_task_whose_time_ran_out_while_it_waited_is_refused_and_not_computed() -> None:
+    async def scenario(site: Site) -> None:
+        site.executor.takes_s[QUICK] = 0.3
+        site.executor.takes_s["unknown-time@1"] = 0.1
+        site.executor.known = False
+        heard = await site.hear("p/reply/w")
+        for name in ("first", "second"):
+            frame = frames.pack(task(name, model="unknown-time@1", remaining_ns=90 * MS))
+            await site.wire.publish("edge/s/gw/w/task/p", frame)
+        await asyncio.sleep(0.5)
+        assert [(reply.id, reply.verdict) for reply in heard] == [("first", Verdict.DONE), ("second", Verdict.REFUSED)]
+        assert site.answering.counts == {Outcome.DONE: 1, Outcome.EXPIRED: 1}
+        assert site.executor.computed == ["unknown-time@1"]
+
+    simulate(scenario)
+
+
+def test_places_of_tasks_that_nobody_wants_any_more_are_free() -> None:
+    async def scenario(site: Site) -> None:
+        site.executor.stuck, site.executor.known = True, False
+        for number in range(3):
+            await site.tell("w/task/p", frames.pack(task(f"t{number}", remaining_ns=200 * MS)))
+        await asyncio.sleep(0.3)
+        await site.tell("w/task/p", frames.pack(task("late", remaining_ns=5_000 * MS)))
+        assert site.answering.counts[Outcome.EXPIRED] == 1
+        assert [each.task.id for each in site.answering.queue] == ["late"]
+        site.executor.release()
+        await asyncio.sleep(0.1)
+
+    simulate(scenario, settings=Mesh(tasks_waiting_max=2))
 
 
 def test_a_stuck_executor_fills_up_and_then_says_no() -> None:

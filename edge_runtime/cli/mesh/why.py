@@ -94,8 +94,10 @@ def _look(file: Path, result: str, cause: str, *, as_json: bool) -> int:
     for record in outbox_look.records(file, lanes):
         if record.unique == result:
             found = msgspec.json.decode(record.body, type=Result)
+            # No values: they may be of a class that does not leave the gateway.
+            told = {key: getattr(found, key) for key in ("id", "pipeline", "model", "artefact", "executed_on", "placed")}
             if as_json:
-                terminal.emit_json(msgspec.to_builtins(found))
+                terminal.emit_json(told)
             else:
                 how = f"{found.executed_on} ({found.artefact})" if found.executed_on else "no model"
                 print(f"result {result} of pipeline {found.pipeline}, model {found.model or '-'}, computed on {how}")
