@@ -179,7 +179,7 @@ class Builder:
             bus=world.bus,
             discovery=world.new_discovery(settings.mesh, settings.broker.listen),
             new_host=lambda: world.new_host(settings.broker, self.data_dir / "broker"),
-            endpoints=world.reachable(settings),
+            reachable=lambda: world.reachable(settings),
             executor=offering,
             needs=needs,
             read_vitals=lambda: worker.run(read),

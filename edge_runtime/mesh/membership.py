@@ -134,6 +134,14 @@ class Membership:
         home = self._link.home
         return None if home is None else msgspec.structs.replace(home.address, client_id="", keepalive_s=5)
 
+    async def relocate(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """The machine has got other addresses: others reach our broker there from now on."""
+        self.endpoints = endpoints
+        self.candidates.me = msgspec.structs.replace(self.candidates.me, endpoints=endpoints)
+        self._announcement = msgspec.structs.replace(self._announcement, endpoints=endpoints)
+        if self._settings.broker.mode != "external":
+            await self._discovery.announce(self._announcement)
+
     async def run(self) -> None:
         """For ever."""
         if self._settings.broker.mode == "external":

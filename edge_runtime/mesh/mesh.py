@@ -25,7 +25,7 @@ from edge_runtime.mesh.explaining import Explaining
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
 from edge_runtime.mesh.placing import Placing
-from edge_runtime.mesh.presence import Facts, Presence
+from edge_runtime.mesh.presence import Facts, Presence, powered
 from edge_runtime.ports import (
     Address,
     Announcement,
@@ -40,9 +40,13 @@ from edge_runtime.ports import (
     Vitals,
 )
 
+ADDRESSES_S = 2.0
+"""How often it is looked whether the machine has other addresses."""
+
 
 class Mesh:
-    """`services`: what has to run, by name, in this order. `endpoints`: where others reach the broker that we may host."""
+    """`services`: what has to run, by name, in this order. `reachable`: where others reach the broker that we may host, as things
+    are now."""
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class Mesh:
         bus: Bus,
         discovery: Discovery,
         new_host: Callable[[], Host],
-        endpoints: tuple[Endpoint, ...],
+        reachable: Callable[[], tuple[Endpoint, ...]],
         executor: Executor,
         needs: Callable[[], Sequence[str]],
         read_vitals: Callable[[], Awaitable[Vitals]],
@@ -68,7 +72,7 @@ class Mesh:
         self.presence = Presence(
             self.link, settings, executor.offers, needs, self._facts, clock, dice, log, self.asking.gone, version
         )
-        self.presence.endpoints = endpoints
+        endpoints = self.presence.endpoints = reachable()
         self.placing = Placing(
             settings.gateway,
             self.asking,
@@ -90,13 +94,15 @@ class Mesh:
         self.membership = Membership(
             settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.alive
         )
-        self.vitals = Vitals()
+        self._settings, self._reachable = settings.mesh, reachable
+        self.vitals = powered(Vitals(), settings.mesh)
         self._read_vitals, self._outbox_depth = read_vitals, outbox_depth
         self.services: dict[str, Callable[[], Awaitable[None]]] = {
             "mesh membership": self.membership.run,
             "mesh presence": self.presence.run,
             "mesh answering": self.answering.run,
             "mesh vitals": self._watch_vitals,
+            "mesh addresses": self._watch_addresses,
             "mesh explaining": Explaining(self.link, self.placing).run,
         }
 
@@ -112,9 +118,19 @@ class Mesh:
             raise BrokerError(state.cause or "the site's broker is not known now", state.hint or "see `edge-runtime mesh`")
         return found
 
+    async def _watch_addresses(self) -> None:
+        """A gateway may be there before its network is, and be given another address at any time."""
+        while True:
+            await asyncio.sleep(ADDRESSES_S)
+            endpoints = self._reachable()
+            if endpoints and endpoints != self.presence.endpoints:
+                self.presence.endpoints = endpoints
+                self.presence.refresh()
+                await self.membership.relocate(endpoints)
+
     async def _watch_vitals(self) -> None:
         while True:
-            self.vitals = await self._read_vitals()
+            self.vitals = powered(await self._read_vitals(), self._settings)
             await asyncio.sleep(READ_S)
 
     def _facts(self) -> Facts:

@@ -21,7 +21,7 @@ import msgspec
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import MODELS_MAX, Birth, Load
-from edge_runtime.config import Config
+from edge_runtime.config import Config, Mesh
 from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.naming import Name
@@ -184,7 +184,7 @@ class Presence:
         facts = self._load()
         said = {offer.model: offer.service_ns for offer in self._said.offers} if self._said is not None else {}
         now = self._offers() if self._mesh.accept_tasks else ()
-        battery = facts.vitals.battery if self._mesh.power == "auto" else self._mesh.power == "battery"
+        vitals = powered(facts.vitals, self._mesh)
         return Load(
             gateway=self._link.gateway,
             instance=self._link.instance,
@@ -195,10 +195,10 @@ class Presence:
             services={o.model: o.service_ns for o in now if o.model in said and _differ(said[o.model], o.service_ns)},
             tasks_in=facts.tasks_in,
             tasks_out=facts.tasks_out,
-            temperature_c=facts.vitals.temperature_c,
-            hot=facts.vitals.hot,
-            battery=battery,
-            disk_free_bytes=facts.vitals.disk_free_bytes,
+            temperature_c=vitals.temperature_c,
+            hot=vitals.hot,
+            battery=vitals.battery,
+            disk_free_bytes=vitals.disk_free_bytes,
             outbox_depth=facts.outbox_depth,
             latency_ns=facts.latency_ns,
         )
@@ -314,6 +314,11 @@ class Presence:
         """While there is no connection nobody is late."""
         wait_s = self.peers.next_check_s(now_ns) if self._link.connected else PERIOD_S_MAX
         return min(wait_s, self.peers.period_s) if self.name.taken else wait_s
+
+
+def powered(vitals: Vitals, settings: Mesh) -> Vitals:
+    """With the power that the configuration says, if it says one."""
+    return vitals if settings.power == "auto" else msgspec.structs.replace(vitals, battery=settings.power == "battery")
 
 
 def _differ(before_ns: int, now_ns: int) -> bool:

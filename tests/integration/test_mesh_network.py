@@ -140,6 +140,9 @@ def test_the_network_comes_after_the_gateways(tmp_path: Path) -> None:
             for node in range(3):
                 net.heal(node)
             print(f"a mesh {plant.whole() - lit_s:.2f} s after the network")
+            topic = f"edge/{plant.name}/brokers"
+            said = net.subscriber(3, plant.addresses([plant.host()]), topic)
+            said.wait(lambda now: len(now.get(topic, {}).get("candidates", ())) == 3, "all three, at the addresses they got late")
 
 
 def test_two_sites_on_one_wire_do_not_mix(tmp_path: Path) -> None:

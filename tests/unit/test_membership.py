@@ -10,6 +10,7 @@ from memberships import Site, simulate
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.presence import Brokers
 from edge_runtime.mesh.election import GRACE_S, SLOT_S, YIELD_S
+from edge_runtime.mesh.membership import EXTERNAL_S_MAX
 from edge_runtime.ports import Address, Endpoint
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.network import FakeBroker
@@ -316,6 +317,31 @@ def test_another_sites_broker_and_a_foreign_one_are_passed_over() -> None:
         state = site.nodes["gw-02"].membership.state
         assert "in use" in state.cause or state.connected
         assert site.nodes["other"].host == "other"
+
+    simulate(scenario)
+
+
+def test_an_external_broker_is_followed_for_ever_and_nobody_is_asked_or_told() -> None:
+    async def scenario(site: Site) -> None:
+        plant = FakeBroker(site.lan, "plant-broker", running=False)
+        site.start("gw-01", "gw-02", broker={"mode": "external", "url": "mqtt://plant-broker:1883"}, peers=["gw-02"])
+        nodes = list(site.nodes.values())
+        for away_s in (5, 120):
+            await asyncio.sleep(away_s)
+            assert not any(node.membership.state.connected for node in nodes)
+            assert all("refused" in node.membership.state.cause for node in nodes)
+            plant.start()
+            await site.until(lambda: all(node.membership.state.connected for node in nodes), EXTERNAL_S_MAX + 1, site.report)
+            assert [node.membership.state.role for node in nodes] == ["guest", "guest"]
+            assert [node.link.home.run for node in nodes if node.link.home is not None] == ["", ""]
+            await asyncio.sleep(20)
+            plant.kill()
+        await asyncio.sleep(1)
+        assert site.air.packets == 0
+        for node in nodes:
+            assert node.hostings == 0
+            assert node.log.events.count("broker_joined") == 2
+            assert node.log.events.count("broker_lost") <= 5  # at each transition, not at each attempt
 
     simulate(scenario)
 

@@ -78,6 +78,10 @@ class Gateway:
     def sees(self, *names: str) -> bool:
         return [peer.name for peer in self.peers.peers() if not peer.late] == list(names)
 
+    def told(self) -> list[tuple[str, str]]:
+        """Of its peers, in the log."""
+        return [(line["event"], line["peer"]) for line in self.log if line["event"].startswith("peer_")]
+
     def _note(self, _logger: Any, level: str, event: Any) -> Any:
         self.log.append({**event, "level": level})
         raise structlog.DropEvent
@@ -143,6 +147,25 @@ def test_gateways_find_each_other_and_tell_their_load() -> None:
         assert (peer.queue_ns, peer.spared) == (9, True)
         assert one.link.bad == {}
         assert one.gone == []
+
+    simulate(scenario)
+
+
+def test_the_log_tells_who_came_and_who_is_gone_once_each() -> None:
+    async def scenario(site: Site) -> None:
+        one, two = site.gateway("a"), site.gateway("b")
+        await until(lambda: one.sees("b") and two.sees("a"), 1)
+        await asyncio.sleep(20)  # heartbeats are no news
+        assert one.told() == [("peer_alive", "b")]
+        two.crash()
+        await until(lambda: one.gone == ["b"], 10)
+        site.gateway("b", "b2")
+        await until(lambda: one.sees("b"), 10)
+        assert one.told() == [("peer_alive", "b"), ("peer_gone", "b"), ("peer_alive", "b")]
+        site.moves()  # on another broker all have to be heard again
+        await until(lambda: len(one.told()) == 4, 10)
+        await asyncio.sleep(20)
+        assert one.told()[3:] == [("peer_alive", "b")]
 
     simulate(scenario)
 
