@@ -255,7 +255,9 @@ class Config(Section):
         "models", description="Folder with the models, relative to this file; shipped models are found anyway"
     )
     broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
-    devices: dict[Name, Device] = Field(min_length=1, description="What is connected, by name")
+    devices: dict[Name, Device] = Field(
+        default_factory=dict, description="What is connected, by name; may be empty where `mesh.offers` names a model"
+    )
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What is done with it, by name")
     sinks: dict[Name, AnySink] = Field(default_factory=dict, description="Where records go, by name")
     outbox: Outbox = Field(default_factory=Outbox, description="What is on disk and not yet delivered")

@@ -34,7 +34,14 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _rules(doc, ("pipelines", name))
         found += _window(doc, ("pipelines", name))
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
-    return found + list(_brokers(doc)) + list(_hosted(doc)) + list(_mesh(doc))
+    return found + list(_connected(doc)) + list(_brokers(doc)) + list(_hosted(doc)) + list(_mesh(doc))
+
+
+def _connected(doc: Document) -> Iterator[Problem]:
+    """A gateway that reads nothing computes for others, or it does nothing at all."""
+    if not (doc.at(("devices",)) or _list(doc.at(("mesh", "offers")))):
+        hint = "see `edge-runtime adapters`; a gateway that only computes for others has `mesh: {offers: [MODEL]}`"
+        yield doc.problem(("devices",), "needs at least one", hint=hint)
 
 
 def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:

@@ -190,8 +190,9 @@ class ZeroconfDiscovery:
             self.changed.set()
 
     def _refresh(self, now_s: float) -> None:
-        """Reads again what has changed without a word (an address ran out), and forgets who was not heard for long."""
-        for name in list(self._heard):
+        """Reads again what has changed without a word (an address ran out) or came while the sockets were opened, and forgets
+        who was not heard for long."""
+        for name in self._wire.names() if self._wire is not None else ():
             self._read(name, now_s)
         for name in [name for name, heard in self._heard.items() if heard.until_s < now_s]:
             del self._heard[name]
@@ -278,6 +279,13 @@ class _Wire:
         for known in zeroconf.cache.entries_with_name(TYPE):
             question.add_answer_at_time(known, 0)
         zeroconf.async_send(question)
+
+    def names(self) -> list[str]:
+        """That were heard and not forgotten."""
+        from zeroconf import DNSPointer  # type: ignore[attr-defined]  # as above
+
+        known = self._zeroconf.zeroconf.cache.entries_with_name(TYPE)
+        return [each.alias for each in known if isinstance(each, DNSPointer)]
 
     def read(self, name: str, now_s: float) -> Announcement | None:
         """None: not everything of it has come, or it has run out. Raises BadAnnouncement."""

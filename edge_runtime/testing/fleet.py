@@ -36,7 +36,7 @@ FAULT_S = (0.05, 0.8)
 POST_S = 0.6
 """Between two posts to one gateway, on average."""
 
-AGREE_S_MAX = 15.0
+AGREE_S_MAX = 12.0
 """After the last change of the network, until all who reach each other are on one broker and know each other."""
 STAYS_S = 3.0
 """And stay there."""

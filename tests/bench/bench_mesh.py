@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,8 @@ READY = "ready"
 ASK, ANSWER = "edge/bench/gw/echo/task/asker", "edge/bench/gw/asker/reply/echo"
 
 PEER = HERE / "mlserver_peer"
-REQUIREMENTS = ("mlserver==1.7.*", "ai-edge-litert")
+REQUIREMENTS = ("mlserver==1.7.*", "uvloop<0.22", "ai-edge-litert")
+"""uvloop 0.22 raises where MLServer 1.7 starts its workers."""
 INSTALL_S_MAX, START_S_MAX = 500, 60
 
 Trip = Callable[[], Awaitable[None]]
@@ -242,12 +244,12 @@ class Served:
         command = [python, "-c", "from mlserver.cli import main; main()", "start", folder]
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
     def stop(self) -> None:
-        """With its own workers, which a kill would leave behind."""
-        self.process.terminate()
-        self.process.wait(START_S_MAX)
+        """With its own workers; asked politely it may hang."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def median_s(self) -> float:
         command: list[str | Path] = [self.python, PEER / "client.py", str(self.port), str(WARM_UP), str(TRIPS)]
@@ -275,21 +277,21 @@ def installed() -> Path:
 def main() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, mosquitto(Path(folder), log_type="none") as broker:
         (echoing, _), (working, model) = answerer("echo", broker.port), answerer("worker", broker.port)
-        processes: list[subprocess.Popen[Any]] = [echoing, working]
         try:
             rows = asyncio.run(measure(broker, model))
             try:
                 for name, settings, target in PEERS:
                     served = Served(installed(), Path(tempfile.mkdtemp(dir=folder)), settings)
-                    processes.append(served.process)
-                    rows.append(asyncio.run(against_mlserver(broker, model, served)) | {"name": name, "target": target})
-                    served.stop()
+                    try:
+                        rows.append(asyncio.run(against_mlserver(broker, model, served)) | {"name": name, "target": target})
+                    finally:
+                        served.stop()
             except (EdgeError, OSError, subprocess.SubprocessError) as error:
                 rows.append({"name": f"{NAME}: NOT MEASURED: {error}", "verdict": "skipped"})
             return rows
         finally:
-            for process in processes:
-                process.terminate()
+            for process in (echoing, working):
+                process.kill()
                 process.wait()
 
 

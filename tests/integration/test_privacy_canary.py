@@ -6,104 +6,20 @@ a number.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
-import subprocess
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from brokers import Broker, mosquitto
-from gateways import GatewayProcess, count, die_with_parent, gateway, until
+from canaries import CLASSES, ROWS, end, everything, files, found, needles, number, payloads, spoiled, word
+from gateways import GatewayProcess, count, gateway, until
 from receivers import ReceiverProcess
 
 from edge_runtime import cli
-
-CLASSES = ("gateway", "site", "cloud")
-NUMBERS = {"gateway": 7341.4415926, "site": 8452.5526037, "cloud": 9563.6637148}
-ROWS = 40
-CAUGHT_BYTES_MAX = 64 * 2**20
-
-
-def number(privacy: str, row: int) -> float:
-    """Each has the canary's digits in front."""
-    return NUMBERS[privacy] + row * 1e-9
-
-
-def word(privacy: str) -> str:
-    return f"canary-{privacy}-tern"
-
-
-def spoiled(privacy: str) -> str:
-    """Stands where a number should: it is told as the reason why there is none."""
-    return f"spoiled-{privacy}-gull"
-
-
-def needles(privacy: str) -> list[bytes]:
-    """As whatever a canary may leave."""
-    value = NUMBERS[privacy]
-    raw = [struct.pack(kind, number(privacy, row)) for kind in ("<d", ">d") for row in range(ROWS)]
-    raw += [struct.pack(kind, value) for kind in ("<f", ">f")]
-    return [str(value)[:9].encode(), word(privacy).encode(), spoiled(privacy).encode(), *raw]
-
-
-def found(privacy: str, blobs: Sequence[bytes]) -> list[bytes]:
-    """The needles that are in any of them, or in what they unpack to."""
-    whole = b"\0".join([*blobs, *(plain for blob in blobs for plain in unpacked(blob))])
-    return [needle for needle in needles(privacy) if needle in whole]
-
-
-def unpacked(blob: bytes) -> Iterator[bytes]:
-    """Every gzip member that begins anywhere in it."""
-    at = blob.find(b"\x1f\x8b\x08")
-    while at >= 0:
-        unzip = zlib.decompressobj(wbits=31)
-        try:
-            yield unzip.decompress(blob[at:], CAUGHT_BYTES_MAX)
-        except zlib.error:
-            yield b""
-        at = blob.find(b"\x1f\x8b\x08", at + 1)
-
-
-# --- who listens -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def everything(broker: Broker, folder: Path) -> Iterator[Path]:
-    """A file with the topic and the payload (as hex) of all that the broker is told."""
-    program = shutil.which("mosquitto_sub")
-    if program is None:
-        pytest.skip("MISSING SYSTEM PACKAGE: mosquitto_sub (apt-get install mosquitto-clients)")
-    file = folder / f"caught-{broker.port}"
-    command = ["stdbuf", "-oL", program, "-p", str(broker.port), "-t", "#", "-q", "1", "-F", "%x %t", "-d"]
-    with file.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=die_with_parent)
-    try:
-        until(lambda: b"SUBACK" in file.read_bytes(), "the listener's subscription")
-        yield file
-    finally:
-        process.kill()
-        process.wait()
-
-
-def payloads(file: Path) -> list[bytes]:
-    blobs = []
-    for line in file.read_bytes().splitlines():
-        packed, _, topic = line.partition(b" ")
-        try:
-            blobs += [bytes.fromhex(packed.decode()), topic]
-        except ValueError:
-            continue  # what the listener says of itself
-    return blobs
-
-
-def files(folder: Path, stem: str) -> list[bytes]:
-    """With its WAL."""
-    return [path.read_bytes() for path in folder.glob(f"{stem}*")]
-
 
 # --- the site --------------------------------------------------------------------------------------------------------
 
@@ -183,7 +99,7 @@ def test_canaries_are_found_where_they_may_be_and_nowhere_else(tmp_path: Path, c
         until(lambda: local_traffic.read_bytes().count(b"/data/") >= 2 * ROWS, "the samples at the local broker")
         assert edge.stop() == 0
         for broker, traffic in ((local, local_traffic), (far, far_traffic)):
-            _end(broker, traffic)
+            end(broker, traffic)
         caught = {
             "local": payloads(local_traffic), "plant": files(tmp_path, "plant.db"),
             "far": payloads(far_traffic), "cloud": files(tmp_path, "cloud.db"), "behind": files(tmp_path, "far.db"),
@@ -221,12 +137,6 @@ def test_a_canary_that_is_there_is_found() -> None:
     for what, blob in blobs.items():
         assert found("site", [blob]), what
         assert not found("gateway", [blob])
-
-
-def _end(broker: Broker, traffic: Path) -> None:
-    """Returns when the listener has all that was published before."""
-    subprocess.run(["mosquitto_pub", "-p", str(broker.port), "-t", "the/end", "-m", "x", "-q", "1"], check=True)
-    until(lambda: b"78 the/end" in traffic.read_bytes(), "the last message")
 
 
 def _exported(edge: GatewayProcess, privacy: str, capsys: pytest.CaptureFixture[str]) -> list[bytes]:
