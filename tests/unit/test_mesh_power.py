@@ -39,7 +39,7 @@ def mesh(power: str, machine: Vitals) -> Mesh:
 
     given: dict[str, Any] = {"bus": PahoBus(), "discovery": NoDiscovery(), "clock": SystemClock(), "dice": SystemDice()}
     return Mesh(
-        settings, **given, new_host=new_host, endpoints=(), executor=Nothing(), needs=list, read_vitals=read,
+        settings, **given, new_host=new_host, reachable=tuple, executor=Nothing(), needs=list, read_vitals=read,
         outbox_depth=lambda: 0, version="1", log=structlog.get_logger(),
     )  # fmt: skip
 
