@@ -1,4 +1,4 @@
-"""mqtt://user:password@host:port -> ports.Address. Pure; never shows a password in a message."""
+"""mqtt://user:password@host:port -> ports.Address, and host:port to listen on. Pure; never shows a password in a message."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ def address(
         tls=tls,
         keepalive_s=keepalive_s,
     )
+
+
+def listener(text: str) -> tuple[str, int]:
+    """127.0.0.1:9464 or [::1]:9464 -> (host, port); port 0: a free one. Raises BadAddress."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+)):(\d{1,5})", text, re.ASCII)
+    if found is None or int(found[3]) > 65_535:
+        raise BadAddress(
+            "is no host:port to listen on", "127.0.0.1:9464, [::1]:9464; 0.0.0.0:9464 for every address of this machine"
+        )
+    return found[1] or found[2], int(found[3])
 
 
 def _check(url: str, parts: SplitResult) -> None:

@@ -238,6 +238,16 @@ class Outbox(Section):
     drain_s_max: Seconds = Field(5.0, description="How long a clean stop goes on delivering; what is left stays on disk")
 
 
+class Metrics(Section):
+    """Health and metrics of this gateway, for a monitoring system."""
+
+    listen: str = Field(
+        "127.0.0.1:9464",
+        description="host:port for GET /metrics (Prometheus), /health and /live. 0.0.0.0:9464: every address of this machine; "
+        "then whoever is on the network may read them (names, counts and causes; no point's value)",
+    )
+
+
 class Log(Section):
     """The log on standard error."""
 
@@ -262,6 +272,7 @@ class Config(Section):
     sinks: dict[Name, AnySink] = Field(default_factory=dict, description="Where records go, by name")
     outbox: Outbox = Field(default_factory=Outbox, description="What is on disk and not yet delivered")
     mesh: Mesh | None = Field(None, description="Work shared with other gateways of the site; without it this one works alone")
+    metrics: Metrics | None = Field(None, description="Health and metrics over HTTP; without it nothing listens")
     log: Log = Field(default_factory=Log, description="The log on standard error")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edge_runtime.adapter import Adapter
-from edge_runtime.address import BadAddress, address
+from edge_runtime.address import BadAddress, address, listener
 from edge_runtime.document import Document, Path, Problem, closest, validate
 from edge_runtime.ports import EdgeError
 
@@ -34,7 +34,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _rules(doc, ("pipelines", name))
         found += _window(doc, ("pipelines", name))
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
-    return found + list(_connected(doc)) + list(_brokers(doc)) + list(_hosted(doc)) + list(_mesh(doc))
+    return found + list(_connected(doc)) + list(_brokers(doc)) + list(_hosted(doc)) + list(_mesh(doc)) + list(_metrics(doc))
 
 
 def _connected(doc: Document) -> Iterator[Problem]:
@@ -192,10 +192,28 @@ def _mesh(doc: Document) -> Iterator[Problem]:
         yield doc.problem(("broker", "mode"), "needs `mesh`: it is the site's gateways that choose", value="auto", hint=hint)
     for number, peer in enumerate(_list(_mapping(mesh).get("peers"))):
         try:
-            address(f"mqtt://{peer}")
+            if " " in str(address(f"mqtt://{peer}").host):
+                raise BadAddress(f"{peer}: a space in the host")
         except BadAddress:
             hint = "host, host:port, or [IPv6]:port"
             yield doc.problem(("mesh", "peers", number), "is no place of a broker", value=peer, hint=hint)
+
+
+def _metrics(doc: Document) -> Iterator[Problem]:
+    """A place to listen on that no broker of ours has."""
+    here: Path = ("metrics", "listen")
+    listen = doc.at(here)
+    if not isinstance(listen, str):
+        return
+    try:
+        _, port = listener(listen)
+    except BadAddress as error:
+        yield doc.problem(here, error.cause, value=listen, hint=error.hint)
+        return
+    if doc.at(("broker", "mode")) in ("hosted", "auto"):
+        with contextlib.suppress(BadAddress):  # that is said elsewhere
+            if port == address(str(doc.at(("broker", "url")) or "mqtt://127.0.0.1")).port:
+                yield doc.problem(here, "is the port of our broker (broker.url)", value=listen, hint="take another one: 9464")
 
 
 def _is_address(text: str) -> bool:

@@ -43,6 +43,15 @@ class BrokerState:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Of a service, by a fault of ours. `at_s`: the last one, as the event loop's time."""
+
+    count: int
+    at_s: float
+    cause: str
+
+
 @dataclass
 class Gateway:
     """One gateway. `run` returns when `stop` was called and everything is on the disk."""
@@ -55,9 +64,11 @@ class Gateway:
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     broker: BrokerState = field(default_factory=BrokerState)
     mesh: Mesh | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
+    """Of services, by name."""
 
     def __post_init__(self) -> None:
-        self._stopping = asyncio.Event()
+        self.asked_to_stop = asyncio.Event()
         self._log = self.world.log.bind(gateway=self.settings.gateway)
         self._builder = Builder(self.settings, self.folder, self.world, self._log)
         self.store = self._builder.store()
@@ -65,15 +76,16 @@ class Gateway:
 
     def stop(self) -> None:
         """Begins a clean stop; `run` returns when it is done. May be called at any time, and again."""
-        self._stopping.set()
+        self.asked_to_stop.set()
 
     @property
     def stopping(self) -> bool:
-        return self._stopping.is_set()
+        return self.asked_to_stop.is_set()
 
     async def run(self) -> None:
         """Until `stop`, or until something fails that no restart can mend (it raises)."""
         services: list[list[asyncio.Task[None]]] = []
+        watchers = self._watchers()
         try:
             if await self._unless_stopped(self._open()):
                 readers = self._start(services)
@@ -83,6 +95,7 @@ class Gateway:
             for group in reversed(services):
                 await _cancel(group)
             await self._close()
+            await _cancel(watchers)
 
     async def _open(self) -> None:
         """Waits for the disk."""
@@ -163,6 +176,14 @@ class Gateway:
     def data_dir(self) -> Path:
         return self._builder.data_dir
 
+    def _watchers(self) -> list[asyncio.Task[None]]:
+        """Who wants to know how it is, wants to know also while there is no disk."""
+        if self.settings.metrics is None and self.world.systemd is None:
+            return []
+        from edge_runtime.watching.watching import Watching  # megabytes and milliseconds that others need not pay
+
+        return [self._keep(name, service) for name, service in Watching(self, self._log).services.items()]
+
     # --- services ---
 
     def _keep(self, name: str, service: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -177,6 +198,8 @@ class Gateway:
                 except Exception as error:  # noqa: BLE001 - a supervisor: one service's bug must not stop the others
                     if clock() - began_s > RESTART_S_MAX:
                         wait_s = RESTART_S_MIN
+                    count = self.failures[name].count + 1 if name in self.failures else 1
+                    self.failures[name] = Failure(count, clock(), told(error))
                     self._log.exception("service_failed", service=name, error=told(error), again_in_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RESTART_S_MAX)
@@ -186,7 +209,7 @@ class Gateway:
     async def _unless_stopped(self, work: Awaitable[None]) -> bool:
         """False: `stop` came first, and the work was given up. Raises what it raises."""
         working = asyncio.ensure_future(work)
-        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        stopping = asyncio.create_task(self.asked_to_stop.wait(), name="stopping")
         try:
             await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
             if working.done():

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_runtime import config
 from edge_runtime.adapter import Adapter
 from edge_runtime.inference.model import Model, open_model
 from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.ports import Address, Bus, Clock, Dice, Discovery, Disk, Endpoint, Host, Sink, Vitals, Worker
+
+if TYPE_CHECKING:
+    from edge_runtime.board.systemd import Systemd
 
 
 class MakeSink(Protocol):
@@ -48,3 +51,5 @@ class World:
     """Where others on the network reach the broker that we host, or may host."""
     vitals: Callable[[Path], Callable[[], Vitals]] = lambda _: Vitals
     """Reads how the machine is, on a worker; the folder is the one whose disk counts."""
+    systemd: Systemd | None = None
+    """Who wants to be told that we have started, and live."""

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+COMPUTING = ("sim", "unit")
+"""Folders whose tests compute. All others wait, most of the time, for processes and networks: one of them runs at a time, for
+they share a machine, and beside them one that computes (`-n 2 --dist loadgroup`)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        item.add_marker(pytest.mark.xdist_group("computing" if folder in COMPUTING else "real"))

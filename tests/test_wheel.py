@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)  # the first run downloads
 NOT_IN_THE_DEMO = {"openvino", "tflite_runtime", "pytest"}
 MODEL = "shuttle-anomaly"
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-SUITES = {f"edge_runtime.testing.{each}_suite" for each in ("adapter", "bus", "engine")}
+SUITES = {f"edge_runtime.testing.{each}_suite" for each in ("adapter", "bus", "engine", "host")}
 """For people who have pytest."""
 
 

@@ -22,6 +22,8 @@ PRESENCE_BYTES_MAX = 64 * 2**10
 """Of one message; more is refused."""
 
 MODELS_MAX = 256
+PLACES_MAX = 64
+"""Endpoints and accelerators of one gateway. Thousands of short ones take ten times their size in memory."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -45,9 +47,9 @@ class Birth(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     rank: Count = 0
     """Lower hosts first; see mesh/election.py."""
     may_host: bool = False
-    endpoints: tuple[Endpoint, ...] = ()
+    endpoints: Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
     offers: Annotated[tuple[Offer, ...], msgspec.Meta(max_length=MODELS_MAX)] = ()
-    accelerators: tuple[str, ...] = ()
+    accelerators: Annotated[tuple[str, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
     fingerprint: str = ""
     uptime_s: Seconds = 0.0
     """In the mesh; of two gateways with one name the one that is longer there keeps it."""

@@ -74,7 +74,7 @@ def unpack(payload: bytes, kind: type[M]) -> M:
         raise BadMessage(f"{what}: {len(payload)} bytes, at most {WHY_BYTES_MAX} are taken", "who else publishes there?")
     try:
         message = msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # arrays in arrays, under a key that nobody knows
         raise BadMessage(f"{what}: {error}", "see docs/topics.md") from None
     if message.v != VERSION:
         raise BadMessage(f"{what}: version {message.v}, this side speaks {VERSION}", "update the older side")

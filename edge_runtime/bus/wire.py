@@ -14,6 +14,7 @@ import ipaddress
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ READ_BYTES = 65_536
 SEND_BYTES_MAX = 262_144
 """Bytes that wait for room in the kernel's socket buffer; beyond it `send` says "not now" and the publisher waits."""
 
+LOOKUPS_MAX = 32
+"""Names that are looked up at the same time; of more a connection fails at once, and is tried again."""
+
+_lookups = threading.BoundedSemaphore(LOOKUPS_MAX)
 _RETRY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -232,7 +237,7 @@ def describe(error: OSError) -> str:
 
 
 async def _resolve(address: Address) -> list[tuple[int, Any]]:
-    """(family, sockaddr) of each address. A literal needs no thread; a name is looked up in asyncio's own."""
+    """(family, sockaddr) of each address. A literal needs no thread."""
     try:
         literal = ipaddress.ip_address(address.host)
     except ValueError:
@@ -240,11 +245,43 @@ async def _resolve(address: Address) -> list[tuple[int, Any]]:
     else:
         return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, (address.host, address.port))]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = await _look_up(address.host, address.port)
     except OSError as error:
         hint = "check the name, or give the IP address: name resolution may be down without the uplink"
         raise BrokerError(f"{name(address)}: host name not found: {describe(error)}", hint) from None
     return [(family, where) for family, _, _, _, where in found]
+
+
+async def _look_up(host: str, port: int) -> list[Any]:
+    """In a thread that nobody waits for: without a name server a look-up takes half a minute, and asyncio's own threads (as
+    Python's pools) are waited for when the program ends. Raises OSError, and ValueError for what is no name."""
+    if not _lookups.acquire(blocking=False):
+        raise OSError(f"{LOOKUPS_MAX} names are being looked up already")
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def settle(answer: list[Any], error: Exception | None) -> None:
+        if found.done():
+            return
+        if error is None:
+            found.set_result(answer)
+        else:
+            found.set_exception(error)
+
+    def look_up() -> None:
+        answer: list[Any] = []
+        error: Exception | None = None
+        try:
+            answer = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, ValueError) as reason:
+            error = reason
+        finally:
+            _lookups.release()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, answer, error)
+
+    threading.Thread(target=look_up, name=f"look up {host[:50]}", daemon=True).start()
+    return await found
 
 
 def _tls(address: Address) -> ssl.SSLContext:

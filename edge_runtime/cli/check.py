@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     plan = _plan(valid, registry) if args.plan else {}
     if args.json:
-        terminal.emit_json({"valid": True, "problems": [], "notices": _stays_here(valid), "plan": plan})
+        terminal.emit_json({"valid": True, "problems": [], "notices": _notices(valid), "plan": plan})
     else:
         _show(valid)
         for device, rows in plan.items():
@@ -69,6 +70,11 @@ def _check_models(config: Config, file: Path, registry: Registry) -> None:
     lines = None if str(file) == "-" else document.read(file.read_text(), str(file))
     folders = [(Path() if lines is None else file.resolve().parent) / config.models_dir]
     problems = []
+
+    def note(path: tuple[str | int, ...], error: EdgeError, value: str) -> None:
+        where, line = (str(file), lines.line(path)) if lines else ("<stdin>", 1)
+        problems.append(document.Problem(where, line, document.dotted(path), error.cause, value, error.hint))
+
     for name, pipeline in config.pipelines.items():
         if pipeline.model is None:
             continue
@@ -77,10 +83,12 @@ def _check_models(config: Config, file: Path, registry: Registry) -> None:
         try:
             window_points(name, pipeline, declared, store.load(store.find(pipeline.model, folders)).manifest)
         except EdgeError as error:
-            path = ("pipelines", name, "model")
-            line = lines.line(path) if lines else 1
-            where = str(file) if lines else "<stdin>"
-            problems.append(document.Problem(where, line, ".".join(path), error.cause, pipeline.model, error.hint))
+            note(("pipelines", name, "model"), error, pipeline.model)
+    for number, model in enumerate(config.mesh.offers if config.mesh else ()):
+        try:
+            store.load(store.find(model, folders))
+        except EdgeError as error:
+            note(("mesh", "offers", number), error, model)
     if problems:
         raise ConfigError(problems)
 
@@ -100,16 +108,55 @@ def _show(config: Config) -> None:
     from edge_runtime.config import reach
 
     print(f"valid: gateway {config.gateway} of site {config.site}")
-    devices = [(name, one.adapter, len(one.points), one.period_s) for name, one in config.devices.items()]
-    terminal.table(("device", "adapter", "points", "period_s"), devices, "\ndevices")
+    if config.devices:
+        devices = [(name, one.adapter, len(one.points), one.period_s) for name, one in config.devices.items()]
+        terminal.table(("device", "adapter", "points", "period_s"), devices, "\ndevices")
     if config.pipelines:
         pipelines = [(name, one.device, one.model, len(one.rules)) for name, one in config.pipelines.items()]
         terminal.table(("pipeline", "device", "model", "rules"), pipelines, "\npipelines")
     if config.sinks:
         sinks = [(name, one.type, reach(one).value, _delivery(one), ", ".join(one.lanes)) for name, one in config.sinks.items()]
         terminal.table(("sink", "type", "reach", "delivery", "lanes"), sinks, "\nsinks")
-    for notice in _stays_here(config):
+    if config.broker.mode != "none":
+        print(f"\nsite\n{_site(config)}")
+    for notice in _notices(config):
         print(f"\nnotice: {notice}")
+
+
+def _site(config: Config) -> str:
+    """Its part in the site, in two lines."""
+    from edge_runtime.address import address
+
+    broker, mesh = config.broker, config.mesh
+    at = address(broker.url)
+    where = f"{at.host}:{at.port}" if broker.mode == "external" else f"listens on {broker.listen}, port {at.port}"
+    if mesh is None:
+        return f"broker  {broker.mode}: {where}\nmesh    none: works alone"
+    found = "mDNS" if mesh.discovery == "mdns" else "not looked for"
+    peers = f"; peers {', '.join(mesh.peers)}" if mesh.peers else ""
+    models = dict.fromkeys([one.model for one in config.pipelines.values() if one.model] + mesh.offers)
+    offers = (", ".join(models) or "no model") if mesh.accept_tasks else "nothing"
+    return f"broker  {broker.mode}: {where}\nmesh    others: {found}{peers}; computes for them: {offers}"
+
+
+def _notices(config: Config) -> list[str]:
+    return [*_stays_here(config), *_who_gets_in(config)]
+
+
+def _who_gets_in(config: Config) -> list[str]:
+    """To a broker that this gateway starts."""
+    broker = config.broker
+    if broker.mode not in ("hosted", "auto"):
+        return []
+    if not ipaddress.ip_address(broker.listen).is_loopback:
+        return [
+            f"broker.listen {broker.listen}: whoever is on that network may read and write on its broker: no passwords, no TLS"
+        ]
+    if config.mesh is None:
+        return []
+    finds = " and mDNS finds" if config.mesh.discovery == "mdns" else ""
+    hint = "for gateways on the network: `listen: 0.0.0.0`"
+    return [f"broker.listen {broker.listen}: its broker takes{finds} gateways of this machine only; {hint}"]
 
 
 def _stays_here(config: Config) -> list[str]:

@@ -67,6 +67,7 @@ def real_world(registry: Any, log: Any) -> World:
     from importlib.metadata import version
 
     from edge_runtime.address import address
+    from edge_runtime.board import systemd
     from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
     from edge_runtime.board.vitals import SystemVitals
     from edge_runtime.bus.broker import PahoBus
@@ -92,6 +93,7 @@ def real_world(registry: Any, log: Any) -> World:
         new_discovery=lambda mesh, listen: discovery.make(mesh, listen, log),
         reachable=discovery.reachable,
         vitals=lambda folder: SystemVitals(folder).read,
+        systemd=systemd.found(),
     )
 
 

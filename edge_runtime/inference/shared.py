@@ -44,6 +44,8 @@ class Shared:
             placed = await self._placing.place(self._job(result_id, model, values), compute if here.model else None)
         except NotPlaced as error:  # a window that was accepted has a result: it waits until our own model works again
             return (*await here.infer(values), f"here: {error.cause}")
+        if placed.decision.peer and sorted(placed.inference.outputs) != sorted(model.outputs):
+            return (*await here.infer(values), "here: the peer's outputs are not those of the model")
         if not fault and (placed.inference.threshold is None) != (model.threshold is None):
             # The artefact of a peer that has no threshold could neither raise nor clear our alarms.
             return (*await here.infer(values), "here: the peer's artefact has no threshold")

@@ -67,6 +67,8 @@ class Outcome(StrEnum):
     """It would not be done in time."""
     UNSENT = "unsent"
     """An answer that could not be sent."""
+    OUTSIDE = "outside"
+    """Another gateway has our name: it was for that one."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from edge_runtime.bus import frames, topics
 from edge_runtime.bus.frames import BadFrame, Cancel, Reply, Task, Verdict
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.admission import Kept, Outcome, Queue, Refusal, TaskKey, Waiting, learned, left_ns
 from edge_runtime.mesh.link import Link
+from edge_runtime.mesh.own import STALE_NS
 from edge_runtime.ports import BrokerError, Clock, EdgeError, Executor, Message, Offer
 from edge_runtime.records import Inference, Privacy
 
@@ -27,20 +31,24 @@ REFUSALS_MAX = 256
 
 
 class Answering:
-    """`slots`: how many are computed at once. An executor that works on the event loop has one."""
+    """`slots`: how many are computed at once. An executor that works on the event loop has one. `outside`: another gateway has
+    our name now; then nothing is taken and nothing is said: what comes is for that one, and an answer would be taken for its."""
 
-    def __init__(self, link: Link, executor: Executor, settings: Mesh, clock: Clock, log: Any, *, slots: int = 1) -> None:
+    def __init__(
+        self, link: Link, executor: Executor, settings: Mesh, clock: Clock, log: Any, *, slots: int = 1,
+        outside: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.counts: Counter[Outcome] = Counter()
         self.queue = Queue(settings.tasks_waiting_max, slots)
         self.kept = Kept()
         self._link, self._executor, self._settings, self._clock, self._log = link, executor, settings, clock, log
-        self._slots = slots
+        self._slots, self._outside = slots, outside
         self._open: dict[TaskKey, Waiting] = {}
         """Those that wait or run."""
         self._running: dict[TaskKey, tuple[int, Waiting]] = {}
         """And when they began."""
-        self._services: dict[str, int] = {}
-        """Model -> measured time of a window; only of models that were on offer."""
+        self._services: dict[str, tuple[int, int]] = {}
+        """Model -> measured time of a window, and when it was; only of models that were on offer."""
         self._idle: list[asyncio.Future[None]] = []
         """Slots that wait for work."""
         self._refusals: deque[tuple[str, bytes]] = deque()
@@ -53,6 +61,10 @@ class Answering:
                 group.create_task(self._compute_all(), name=f"tasks-{number}")
             group.create_task(self._send_refusals(), name="tasks-refused")
 
+    def offers(self) -> list[Offer]:
+        """The executor's, with the time that a window takes as things are now."""
+        return [msgspec.structs.replace(each, service_ns=self._service_ns(each)) for each in self._executor.offers()]
+
     def backlog(self) -> tuple[int, int]:
         """Tasks that wait or run, and how long they will take (nanoseconds)."""
         return len(self._open), (self.queue.service_ns + self._running_ns(self._clock.mono_ns())) // self._slots
@@ -60,6 +72,9 @@ class Answering:
     # --- what comes in: called by the link, decides at once ---
 
     def _arrived(self, sender: str, message: Message) -> None:
+        if self._outside():
+            self.counts[Outcome.OUTSIDE] += 1
+            return
         try:
             frame = frames.unpack(message.payload)
             if message.retain or isinstance(frame, Reply):
@@ -87,7 +102,7 @@ class Answering:
             self._say(key[0], kept)
             return
         offer = next((each for each in self._executor.offers() if each.model == task.model), None)
-        service_ns = self._services.get(task.model, 0) or (offer.service_ns if offer else 0)
+        service_ns = self._service_ns(offer) if offer else 0
         waiting = Waiting(key, task, now_ns, now_ns + task.remaining_ns, service_ns)
         refusal = self._unfit(task, offer) or self._no_place(waiting, now_ns)
         if refusal is not None:
@@ -136,6 +151,13 @@ class Answering:
     def _running_ns(self, now_ns: int) -> int:
         return sum(left_ns(began_ns, each.service_ns, now_ns) for began_ns, each in self._running.values())
 
+    def _service_ns(self, offer: Offer) -> int:
+        """As measured with tasks. After a while without any it is doubted: who was slow once would be asked no more, and never
+        show that it is fast again."""
+        measured_ns, at_ns = self._services.get(offer.model, (0, 0))
+        stale = self._clock.mono_ns() - at_ns > STALE_NS
+        return (offer.service_ns if stale else 0) or measured_ns or offer.service_ns
+
     # --- what is computed ---
 
     async def _compute_all(self) -> None:
@@ -166,7 +188,8 @@ class Answering:
         self.counts[Outcome.FAILED if inference is None else Outcome.DONE] += 1
         answer = self._packed(waiting, inference, cause, hint, began_ns - waiting.arrived_ns, service_ns)
         if inference is not None:  # what failed may be tried again
-            self._services[waiting.task.model] = learned(self._services.get(waiting.task.model, 0), service_ns)
+            known_ns, _ = self._services.get(waiting.task.model, (0, 0))
+            self._services[waiting.task.model] = (learned(known_ns, service_ns), ended_ns)
             self.kept.put(waiting.key, answer, ended_ns)
         if not waiting.unwanted:
             await self._send(waiting.sender, answer)
@@ -234,6 +257,9 @@ class Answering:
             await self._refused.wait()
 
     async def _send(self, to: str, answer: bytes) -> None:
+        if self._outside():
+            self.counts[Outcome.UNSENT] += 1
+            return
         try:
             await self._link.send(topics.gateway(self._link.site, to, "reply", self._link.gateway), answer)
         except BrokerError:

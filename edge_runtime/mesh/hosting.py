@@ -56,6 +56,8 @@ class Hosting:
         """Of our broker, for this machine; None: it does not run (any more)."""
         self._run = ""
         self._said: Brokers | None = None
+        self._again = False
+        """It has to be said again, though nothing in it has changed."""
         self._hints: deque[Endpoint] = deque(maxlen=LIKELY_MAX)
         self._turn = 0
         self._rivals: dict[str, int] = {}
@@ -79,6 +81,11 @@ class Hosting:
             self.address = None
             await _cancel(tasks)
             await self._host.stop()
+
+    def say_again(self) -> None:
+        """Somebody else has said something, maybe nonsense, where our word has to stand: without it nobody finds this broker."""
+        self._again = True
+        self._changed.set()
 
     def hint(self, brokers: Brokers) -> None:
         """Somebody said on our broker that another one hosts, too: we look there at once."""
@@ -128,9 +135,10 @@ class Hosting:
         )  # fmt: skip
 
     async def _say_again(self) -> None:
-        """The list of candidates has changed."""
+        """The list of candidates has changed, or our word may be gone."""
         mine = self._mine()
-        if self._said is not None and mine != self._said and self._link.connected:
+        if self._said is not None and (mine != self._said or self._again) and self._link.connected:
+            self._again = False
             with contextlib.suppress(BrokerError):  # then it is said on the next connection
                 await self._link.send(topics.brokers(self._site), presence.pack(mine), qos=1, retain=True)
                 self._said = mine
@@ -151,7 +159,7 @@ class Hosting:
             self._changed.clear()
             self._learn()
             await self._say_again()
-            answers = await self._probes.ask_all(self._places(), self._tell)
+            answers = await self._probes.ask_all(self._places(), self._tell, enough=self._outranked)
             rival = self._judge(answers)
             if rival is not None:
                 return rival
@@ -180,6 +188,10 @@ class Hosting:
         if rival.run and rival.instance != mine.instance and election.key(mine) < election.key(rival):
             return presence.pack(msgspec.structs.replace(mine, run="", candidates=()))
         return None
+
+    def _outranked(self, answer: Answer) -> bool:
+        """Then nobody waits for those that do not answer: two hosts are to be one again."""
+        return answer.ours and answer.brokers is not None and election.key(answer.brokers) < election.key(self._mine())
 
     def _judge(self, answers: list[Answer]) -> Brokers | None:
         now_ns, mine = self._clock.mono_ns(), self._mine()

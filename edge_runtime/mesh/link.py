@@ -85,6 +85,8 @@ class Link:
             self._connection, self.home = connection, home
             for join in self.joined:
                 await join()
+            # Last, for there may be any number of retained births: while we wait for a PUBACK we would have to hold them all.
+            await connection.subscribe(topics.gateway(self.site, "+", "status"), qos=1)
             while True:
                 message = await connection.receive()
                 connection.acknowledge(message)
@@ -110,7 +112,6 @@ class Link:
     def _filters(self) -> list[str]:
         site, me = self.site, self.gateway
         return [
-            topics.gateway(site, "+", "status"),
             topics.brokers(site),
             topics.why(site, "+"),
             topics.gateway(site, me, "task", "+"),

@@ -20,6 +20,7 @@ import msgspec
 
 from edge_runtime.address import address
 from edge_runtime.bus import presence
+from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Birth, Brokers
 from edge_runtime.config import Config
 from edge_runtime.mesh import election
@@ -52,7 +53,7 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.1, 0.5
 ROUND_MAX, ROUND_OTHERS_MAX = 24, 8
 """Places that are asked in a round: the first ones in order, and some of the others."""
 
-QUICK_S, HURRY_S = 0.5, 2.0
+QUICK_S, HURRY_S = election.GRACE_S, 2.0
 """A round takes so long, for so long after a broker was lost; then, and at a start, slow networks get their time, too."""
 
 SILENT_S = 2.0
@@ -241,7 +242,8 @@ class Membership:
             await self._serve(home)
             self._failures = 0
         except BrokerError as error:
-            lived = self._clock.mono_ns() - began_ns > PATIENT_S * 1e9
+            # One that lived longer than the longest pause needs none: that pause would only keep the site without a broker.
+            lived = self._clock.mono_ns() - began_ns > BACKOFF_S_MAX * 1e9
             self._failures = 0 if lived else self._failures + 1
             if self._joined or error.cause != self._cause:
                 self._log.warning("broker_lost", host=home.host, cause=error.cause, hint=error.hint)
@@ -290,13 +292,19 @@ class Membership:
 
     def _on_brokers(self, _sender: str, message: Message) -> None:
         """Raises BadMessage."""
-        brokers = presence.unpack(message.payload, Brokers)
+        try:
+            brokers = presence.unpack(message.payload, Brokers)
+        except BadMessage:
+            if self._hosting is not None:
+                self._hosting.say_again()
+            raise
         home = self._link.home
         if brokers.site != self._settings.site or brokers.instance == self.candidates.me.instance or home is None:
             return
         self.candidates.hear_brokers(brokers, self._clock.mono_ns())
         if self._hosting is not None:
             self._hosting.hint(brokers)
+            self._hosting.say_again()
         elif brokers.run == "":
             self._hints = brokers.endpoints
         elif home.host and brokers.run != home.run:

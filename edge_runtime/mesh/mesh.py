@@ -68,9 +68,9 @@ class Mesh:
         assert settings.mesh is not None
         self.link = Link(settings.site, settings.gateway, dice.token(), log)
         self.asking = Asking(self.link, clock, log)
-        self.answering = Answering(self.link, executor, settings.mesh, clock, log)
+        self.answering = Answering(self.link, executor, settings.mesh, clock, log, outside=lambda: bool(self.presence.name_taken))
         self.presence = Presence(
-            self.link, settings, executor.offers, needs, self._facts, clock, dice, log, self.asking.gone, version
+            self.link, settings, self.answering.offers, needs, self._facts, clock, dice, log, self.asking.gone, version
         )
         endpoints = self.presence.endpoints = reachable()
         self.placing = Placing(

@@ -294,11 +294,13 @@ class Peers:
         return since_ns + int(LATE_PERIODS * said_s * 1e9)
 
     def _room(self) -> bool:
-        """There is a place for one more: one that is gone gives up its own, else one that was never proved."""
+        """There is a place for one more: one that is gone gives up its own, else one that was never proved, else one that is
+        late."""
         if len(self._peers) < PEERS_MAX:
             return True
         victims = [name for name, peer in self._peers.items() if not peer.online]
         victims = victims or [name for name, peer in self._peers.items() if not peer.known]
+        victims = victims or [name for name, peer in self._peers.items() if peer.late]
         if victims:
             del self._peers[victims[0]]
         return bool(victims)

@@ -13,7 +13,7 @@ but for one that said when to come back. Where we can compute, the deadline bind
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +23,7 @@ from edge_runtime.bus import frames
 from edge_runtime.bus.frames import Reply, Verdict
 from edge_runtime.bus.why import Compared, Explanation, Step
 from edge_runtime.mesh import routing
+from edge_runtime.mesh.admission import RETRY_NS_MIN
 from edge_runtime.mesh.asking import Asking, Unanswered
 from edge_runtime.mesh.own import Own
 from edge_runtime.mesh.peers import PEERS_MAX, Peer, Peers
@@ -32,6 +33,10 @@ from edge_runtime.records import Inference, Privacy, Tensor
 
 TOLD_MAX = 10_000
 """Decisions that are remembered, by result."""
+STEPS_MAX = 16
+"""Of one window: those before are forgotten."""
+OUTCOME_CHARS_MAX = 200
+"""Of what a peer said: it is remembered, and sent to who asks why."""
 MODELS_MAX = 256
 
 PATIENCE = 8
@@ -234,7 +239,7 @@ class Placing:
         course.told.add(decision, what, taken_ns)
         course.error = EdgeError(f"{peer} {what}", reply.hint)
         if reply.verdict is Verdict.REFUSED and reply.retry_ns:
-            course.tried[peer] = now_ns + reply.retry_ns
+            course.tried[peer] = now_ns + max(RETRY_NS_MIN, reply.retry_ns)
         return None
 
     async def _retried(self, course: _Course) -> bool:
@@ -251,7 +256,12 @@ class Placing:
         if job.model not in self._own:
             _make_room(self._own, MODELS_MAX)
             self._own[job.model] = Own(job.service_ns, now_ns)
-        return self._own[job.model]
+        own = self._own[job.model]
+        if own.stale(now_ns):
+            # What was measured last may be a window that waited until a broken model was open again. Were that believed for ever,
+            # peers would have all windows from then on.
+            own.service_ns = job.service_ns or own.service_ns
+        return own
 
     def _count(self, peer: str, outcome: str) -> None:
         if peer not in self.outcomes:
@@ -296,10 +306,10 @@ class _Told:
     def __init__(self, job: Job, now_ns: int) -> None:
         self._id, self._model, self._privacy, self._deadline_s = job.result_id, job.model, job.privacy, job.deadline_s
         self._at_ns = now_ns
-        self._steps: list[tuple[Decision, str, int]] = []
+        self._steps: deque[tuple[Decision, str, int]] = deque(maxlen=STEPS_MAX)
 
     def add(self, decision: Decision, outcome: str, taken_ns: int) -> None:
-        self._steps.append((decision, outcome, taken_ns))
+        self._steps.append((decision, outcome[:OUTCOME_CHARS_MAX], taken_ns))
 
     def explanation(self, gateway: str, now_ns: int) -> Explanation:
         steps = tuple(

@@ -20,7 +20,7 @@ import msgspec
 
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
-from edge_runtime.bus.presence import MODELS_MAX, Birth, Load
+from edge_runtime.bus.presence import MODELS_MAX, PLACES_MAX, Birth, Load
 from edge_runtime.config import Config, Mesh
 from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
@@ -165,7 +165,7 @@ class Presence:
             version=self._version,
             rank=election.rank(self._settings),
             may_host=election.may_host(self._settings),
-            endpoints=self.endpoints,
+            endpoints=self.endpoints[:PLACES_MAX],
             offers=self._offered(),
             accelerators=self.accelerators,
             fingerprint=self.fingerprint,
@@ -222,7 +222,7 @@ class Presence:
                 f"birth: of {birth.gateway} in {birth.site}, where only {gateway} speaks", "who else publishes there?"
             )
         if mine:
-            if not message.retain:
+            if not message.retain or self._said is not None:  # we said ours before we listened: what is there now came after it
                 self._on_own(birth)
             return
         if self.peers.on_birth(birth, retained=message.retain, now_ns=self._clock.mono_ns()):

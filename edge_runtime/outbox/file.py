@@ -76,6 +76,14 @@ class OutboxFile:
         """Rows of the journal that could not be salvaged, since the store last looked."""
 
     @property
+    def size_bytes_max(self) -> int:
+        return self._size_bytes_max
+
+    def size_bytes(self) -> int:
+        """With its WAL. From any thread; raises OSError."""
+        return self._disk.size_bytes(self._path)
+
+    @property
     def batch_bytes_max(self) -> int:
         """What one transaction may hold."""
         return self._room.batch_bytes_max

@@ -8,6 +8,7 @@ again until it is on the disk, callers wait (that is the back-pressure), and not
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -56,6 +57,11 @@ class Store:
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[asyncio.Event] = []
         self.state = StoreState()
+        self.lost: Counter[Lane] = Counter()
+        """Records that no sink will get, by kind."""
+        self.samples_lost = self.replaced = 0
+        """Rows of the journal that a corrupt file has cost; corrupt files that were set aside."""
+        self._writing_since_s: float | None = None
 
     # --- life ---
 
@@ -209,6 +215,27 @@ class Store:
         """The newest row of a device; 0: none."""
         return self._file.books.journal_heads.get(device, 0)
 
+    # --- for who watches it ---
+
+    @property
+    def writing_s(self) -> float:
+        """How long the disk has been at what the writer told it last; 0: it has nothing to do."""
+        since_s = self._writing_since_s
+        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
+
+    @property
+    def size_bytes_max(self) -> int:
+        return self._file.size_bytes_max
+
+    def size_bytes(self) -> int:
+        """On the disk; asks the file system: call it on a worker. Raises OSError."""
+        return self._file.size_bytes()
+
+    @property
+    def journal_waiting(self) -> Mapping[str, int]:
+        """Rows of the journal, by device."""
+        return self._file.books.journal_rows
+
     # --- the writer ---
 
     async def _run(self) -> None:
@@ -248,7 +275,10 @@ class Store:
         file = self._file
         if file.aside:
             self._log.error("outbox_replaced", cause="the file was corrupt", aside=str(file.aside), hint=HINTS[Trouble.CORRUPT])
+        self.replaced += file.aside is not None
+        self.samples_lost += file.samples_lost
         for gap in file.lost:
+            self.lost[gap.lane.kind] += gap.count
             self._log.warning("records_lost", lane=gap.lane, first=gap.first, last=gap.last, count=gap.count, reason=gap.reason)
         if file.samples_lost:
             self._log.warning("samples_lost", rows=file.samples_lost, reason="the journal's pages could not be read")
@@ -275,7 +305,7 @@ class Store:
         wait_s, troubled = RETRY_S_MIN, False
         while True:
             try:
-                value = await worker.run(function, *arguments)
+                value = await self._timed(worker, function, *arguments)
             except DiskError as error:
                 troubled = True
                 await self._drop(worker, error)
@@ -285,6 +315,15 @@ class Store:
                 if troubled or (self.state.trouble and worker is self._writer):
                     self._set_state(StoreState())
                 return value
+
+    async def _timed(self, worker: Worker, function: Callable[..., T], *arguments: Any) -> T:
+        if worker is not self._writer:
+            return await worker.run(function, *arguments)
+        self._writing_since_s = asyncio.get_running_loop().time()
+        try:
+            return await worker.run(function, *arguments)
+        finally:
+            self._writing_since_s = None
 
     async def _drop(self, worker: Worker, error: DiskError) -> None:
         """Corruption is noted at once: from here on nobody opens the old file, so that it can be replaced."""

@@ -95,3 +95,28 @@ def test_a_pipeline_that_no_sink_may_have_is_no_error_and_no_surprise(
     for word in words:
         assert word in notices[0]
         assert word in shown
+
+
+SITE = "broker: {{mode: auto, listen: {listen}}}\nmesh: {{offers: [{offers}]}}\n"
+
+
+def test_a_model_that_is_offered_and_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TEXT + SITE.format(listen="127.0.0.1", offers="shuttle-anomaly, shutle-anomaly")
+    (problem,) = check(tmp_path, text, capsys)
+    assert "no model 'shutle-anomaly'" in problem["message"]
+    assert (problem["path"], problem["hint"]) == ("mesh.offers[1]", "did you mean `shuttle-anomaly`?")
+    assert text.splitlines()[int(problem["line"]) - 1].startswith("mesh:")
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [("127.0.0.1", "of this machine only"), ("::1", "of this machine only"), ("0.0.0.0", "whoever is on that network")],
+)
+def test_who_gets_in_is_no_surprise(tmp_path: Path, capsys: pytest.CaptureFixture[str], listen: str, words: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(TEXT + SITE.format(listen=f'"{listen}"', offers="shuttle-anomaly"))
+    assert main(["check", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert f"broker  auto: listens on {listen}, port 1883" in shown
+    assert "mesh    others: mDNS; computes for them: shuttle-anomaly" in shown
+    assert words in shown

@@ -172,7 +172,7 @@ def test_a_gateways_file_says_where(broker: Broker, tmp_path: Path) -> None:
             a = peer("gateway-1")
             await host(broker, a)
             async with gateways(broker, a):
-                said = await edge_runtime("mesh", file, "--json")
+                said = await edge_runtime("mesh", "--config", file, "--json")
                 assert said.status == 0, said.error
                 assert said.json["broker"] == f"127.0.0.1:{broker.port}"
 
@@ -200,6 +200,9 @@ def test_what_is_wrong_is_said(broker: Broker, tmp_path: Path) -> None:
         assert "no gateway is, or was, on this broker" in said.error
         said = await edge_runtime("mesh", "--broker", broker.url, "--site", "plant-9")
         assert "no gateway of site plant-9 is, or was, there" in said.error
+        said = await edge_runtime("mesh", "--broker", broker.url, "--site", "plant-9", "--seconds", "0.5")
+        assert (said.status, said.out) == (1, "")
+        assert "no gateway was found within 0.5 s" in said.error
         said = await edge_runtime("mesh", _gateway_file(tmp_path, ""))
         assert "this gateway has no broker" in said.error
         async with gateways(broker, peer("gateway-1"), peer("gateway-1", site="plant-2")):

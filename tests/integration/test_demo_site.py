@@ -77,13 +77,15 @@ def shown(by_peers: int) -> Picture:
         (0, {}, 5, 1, "g accepted nothing"),
         (10, {"unique": 10}, 0, 1, "no window of g, the slow one, was computed by a peer"),
         (10, {"unique": 10}, 5, 0, "1 gateways were killed and 0 came back: nothing is proved"),
+        (10, {"unique": 10}, 5, None, "it ended before a gateway was killed: nothing is proved"),
     ],
 )
 def test_what_makes_an_account_unclean(
-    accepted: int, far_end: dict[str, int], by_peers: int, back: int, problem: str | None
+    accepted: int, far_end: dict[str, int], by_peers: int, back: int | None, problem: str | None
 ) -> None:
     delivered = [Account(site="s", gateway="g", **far_end)]
-    found = picture.account({"g": accepted}, delivered, shown(by_peers), kills=1, back=back, kill_due=True)
+    kills = 0 if back is None else 1
+    found = picture.account({"g": accepted}, delivered, shown(by_peers), kills=kills, back=back or 0, kill_due=True)
     assert found.problems == ([problem] if problem else [])
     said = picture.lines(found)
     assert said[-1] == (f"NOT CLEAN: {problem}" if problem else "clean: every accepted record is at the receiver exactly once")

@@ -39,7 +39,7 @@ def python() -> Path:
 
 def test_the_engine_suite_passes_with_tflite_runtime(python: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "EDGE_TEST_TFLITE_LIBRARY": "tflite-runtime"}
-    command = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(REPOSITORY), "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", "-q", "--noconftest", "-c", os.devnull, "--rootdir", str(REPOSITORY), "-p", "no:cacheprovider"]
     suite = str(REPOSITORY / "tests" / "integration" / "test_engine_tflite.py")
     done = subprocess.run(
         [str(python), *command, suite], capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=300, check=False

@@ -10,7 +10,7 @@ import pytest
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.cli.mesh import spelled
-from edge_runtime.cli.mesh.show import COLUMNS, cells
+from edge_runtime.cli.mesh.show import COLUMNS, cells, fitting
 from edge_runtime.cli.mesh.sight import Row, Sight
 from edge_runtime.ports import Message, Offer
 
@@ -125,6 +125,28 @@ def test_short_forms(words: list[str], whole: list[str]) -> None:
 def test_errors_are_said_before_anything_is_connected() -> None:
     from edge_runtime.cli import main
 
-    with pytest.raises(SystemExit):
-        main(["mesh", "--seconds", "-1"])
+    for seconds in ("-1", "x"):
+        with pytest.raises(SystemExit):
+            main(["mesh", "--seconds", seconds])
     assert main(["mesh", "--broker", "tcp://x"]) == 1
+
+
+def test_what_a_narrow_terminal_leaves_out(onlooker: Onlooker) -> None:
+    """What nobody has a value for goes first; a model's time may stand below its name."""
+    onlooker.birth(1)
+    onlooker.load(1)
+    texts = [["-" if cell is None or cell == "" else str(cell) for cell in cells(onlooker.row(1))]]
+    assert fitting(texts, 200) == list(COLUMNS)
+    narrow = fitting(texts, 60)
+    assert {"gateway", "role", "state", "models", "waiting", "in"} <= set(narrow) < set(COLUMNS)
+    assert narrow == [column for column in COLUMNS if column in narrow]
+    unknown = [["-" if column == "latency" else text for column, text in zip(COLUMNS, texts[0], strict=True)]]
+    two = next(kept for width in range(200, 0, -1) if len(kept := fitting(unknown, width)) < len(COLUMNS) - 1)
+    assert set(COLUMNS) - set(two) == {"accelerators", "latency"}, "before the power, which is known"
+    assert fitting(texts, 1) == ["gateway", "role", "state", "models"]
+
+
+def test_a_time_is_written_in_its_unit(onlooker: Onlooker) -> None:
+    onlooker.birth(1)
+    onlooker.load(1, services={"wear@1": 9_700})
+    assert "wear@1 9.7 us" in dict(zip(COLUMNS, cells(onlooker.row(1)), strict=True))["models"]  # type: ignore[operator]

@@ -378,6 +378,37 @@ def test_the_time_here_is_learned_and_measured_again() -> None:
     simulate(scenario)
 
 
+def test_a_window_that_waited_for_a_broken_model_does_not_send_all_others_away_for_ever() -> None:
+    async def scenario(site: Site) -> None:
+        assert by(await site.place(1)) == HERE
+        site.here_s = 60.0  # until the model is open again
+        assert by(await site.place(2, service_ns=40 * MS)) == HERE
+        site.here_s = 0.040
+        await site.add("equal", 0.040)
+        await asyncio.sleep(31)
+        placed = [by(await site.place(number)) for number in range(3, 13)]
+        assert placed == [HERE] * 10
+        assert site.placing.services()["wear@1"] == pytest.approx(40 * MS, rel=0.01)
+
+    simulate(scenario)
+
+
+def test_a_peer_that_always_says_come_back_at_once_is_not_asked_at_once() -> None:
+    """And what is remembered of it is bounded."""
+
+    async def scenario(site: Site) -> None:
+        peer = await site.add("busy", 0.003, *["refuses"] * 100_000, retry_s=1e-9)
+        with pytest.raises(NotPlaced):
+            await site.place(able=False)
+        assert 10 < len(peer.tasks) <= 200
+        told = site.placing.explain("r1")
+        assert told is not None
+        assert len(told.steps) == subject.STEPS_MAX
+        assert len(why.pack(told)) <= why.WHY_BYTES_MAX
+
+    simulate(scenario)
+
+
 def test_a_peer_whose_time_nobody_knows_is_found_out() -> None:
     async def scenario(site: Site) -> None:
         peer = await site.add("fast", 0.003, says_s=0.0)

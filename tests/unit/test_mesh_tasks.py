@@ -61,7 +61,8 @@ class Site:
         self.executor = FakeExecutor({QUICK: 0.0, SLOW: 0.100})
         self.me, self.w = Link("s", "me", "me-1", log), Link("s", "w", "w-1", log)
         self.asking = Asking(self.me, self.clock, log)
-        self.answering = Answering(self.w, self.executor, settings, self.clock, log, slots=slots)
+        self.outside = False
+        self.answering = Answering(self.w, self.executor, settings, self.clock, log, slots=slots, outside=lambda: self.outside)
         self.start(self.answering.run())
         await self.connect(self.me)
         await self.connect(self.w)
@@ -640,5 +641,45 @@ def test_refusals_that_cannot_be_sent_are_counted_and_bounded() -> None:
         site.answering._refuse("p", "t", "p-1", "no", "")
         await asyncio.sleep(0.1)
         assert site.answering.counts[Outcome.UNSENT] == 2 * answering_module.REFUSALS_MAX + 1
+
+    simulate(scenario)
+
+
+# --- the name, and the time that a window takes ---
+
+
+def test_who_stands_outside_takes_no_task_of_the_name_that_another_has_and_says_nothing_in_it() -> None:
+    async def scenario(site: Site) -> None:
+        heard = await site.hear("me/reply/w")
+        running = site.start(refused(site.ask(SLOW, within_s=1.0)))
+        await asyncio.sleep(0.05)
+        site.outside = True
+        assert await refused(site.ask(within_s=0.5)) is Why.DEADLINE
+        await site.tell("w/task/me", b"garbage")
+        assert await running is Why.DEADLINE
+        assert heard == []
+        assert site.executor.computed == [SLOW]
+        counts = site.answering.counts
+        assert (counts[Outcome.OUTSIDE], counts[Outcome.UNSENT]) == (3, 1)  # a task, its cancel, garbage
+        site.outside = False
+        assert (await site.ask()).verdict is Verdict.DONE
+
+    simulate(scenario)
+
+
+def test_what_is_offered_tells_the_time_that_windows_take_now() -> None:
+    """Not only the one that was measured when the model was opened: the machine may have other things to do since."""
+
+    async def scenario(site: Site) -> None:
+        def offered() -> int:
+            return next(offer.service_ns for offer in site.answering.offers() if offer.model == SLOW)
+
+        known = site.executor.offers
+        site.executor.offers = lambda: [msgspec.structs.replace(each, service_ns=1 * MS) for each in known()]  # type: ignore[method-assign]
+        assert offered() == 1 * MS
+        await site.ask(SLOW)
+        assert offered() == pytest.approx(100 * MS, rel=0.01)
+        await asyncio.sleep(31)  # or nobody would ask again, and it would never be found out that the machine is free
+        assert offered() == 1 * MS
 
     simulate(scenario)

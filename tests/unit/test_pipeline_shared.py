@@ -6,8 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from worlds import Site, box, simulated, until
 
+from edge_runtime.inference.shared import Shared
+from edge_runtime.mesh.placing import Job, Placed
+from edge_runtime.mesh.routing import Decision, Reason
 from edge_runtime.pipeline.pipeline import ABREAST_MAX, WINDOWS_MAX, Pipeline
 from edge_runtime.records import Inference, Lane
 
@@ -136,5 +140,32 @@ def test_a_window_that_cannot_be_computed_holds_up_no_other(tmp_path: Path) -> N
             await until(lambda: len(site.bodies(Lane.RESULT, "p")) == 8)
         faults = [bool(body["fault"]) for body in site.bodies(Lane.RESULT, "p")]
         assert faults == [number == 3 for number in range(8)]
+
+    simulated(scenario, tmp_path)
+
+
+class Stranger:
+    """A Placing that has everything computed by a peer, which answers what it likes."""
+
+    def __init__(self, inference: Inference) -> None:
+        self.inference = inference
+
+    async def place(self, job: Job, here: Any) -> Placed:
+        return Placed(self.inference, Decision("peer", Reason.PEER_FASTER, "peer-1"))
+
+
+@pytest.mark.parametrize("outputs", [{}, {"other": 1.0}, {"score": 1.0, "other": 1.0}])
+def test_outputs_that_are_not_those_of_the_model_are_not_taken(tmp_path: Path, outputs: dict[str, float]) -> None:
+    """The alarms' outputs would be missing in them: nothing would be raised any more, and nobody would know."""
+
+    async def scenario(site: Site) -> None:
+        async with site.running(**SETTINGS) as gateway:
+            stranger: Any = Stranger(Inference(outputs, "peer:cpu", "f" * 64))
+            pipeline = gateway.pipelines["p"]
+            pipeline._place = Shared(gateway.settings.pipelines["p"], stranger)
+            post(site, 60)
+            await until(lambda: len(scores(site)) == 60)
+        assert [event["value"] for event in site.bodies(Lane.EVENT)] == [50.0]
+        assert site.bodies(Lane.RESULT, "p")[0]["placed"] == "here: the peer's outputs are not those of the model"
 
     simulated(scenario, tmp_path)

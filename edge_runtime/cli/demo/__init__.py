@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SUMMARY = "show one gateway at work, end to end: press, model, outbox, an uplink that fails, receiver"
+SUMMARY = "show one gateway at work (or a mesh of several), end to end: press, model, outbox, an uplink that fails, receiver"
 
 SECONDS_MIN = 5.0
 GATEWAYS_MAX = 9
@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=_port,
         default=0,
         metavar="N",
-        help="port of the local MQTT broker (default: a free one)",
+        help="port of the local MQTT broker (default: a free one; with --gateways always)",
     )
 
 
@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.cli.demo.performance import Performance
     from edge_runtime.cli.demo.site import show as site
     from edge_runtime.cli.demo.site.performance import SitePerformance
+    from edge_runtime.ports import EdgeError
 
+    if args.broker_port and args.gateways > 1:
+        raise EdgeError("--broker-port is for one gateway: in a site each has a port of its own", "leave it out")
     live = sys.stdout.isatty() and not (args.json or args.plain)
     settings.check_extras(live)
     broker_port = settings.free_port(args.broker_port)

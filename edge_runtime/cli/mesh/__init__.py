@@ -16,16 +16,14 @@ DEADLINE_S = 2.0
 
 
 def spelled(words: Sequence[str]) -> list[str]:
-    """`mesh`, `mesh CONFIG` and `mesh --site S` are short for `mesh show ...`."""
+    """`mesh`, `mesh FILE` and `mesh --site S` are short for `mesh show ...`."""
     return [*words] if words and words[0] in (*KINDS, "-h", "--help") else [SHOW, *words]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(metavar="WHAT", dest="what", required=True, title="what (show, if nothing is said)")
     show = kinds.add_parser(SHOW, help="the gateways: role, load, models, temperature, tasks", description=SUMMARY)
-    show.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG", help="a gateway's file: its site, and where its broker is"
-    )
+    show.add_argument("gateway_file", nargs="?", type=Path, metavar="FILE", help="short for --config FILE")
     _add_where(show)
     show.add_argument("--json", action="store_true", help="print one JSON object, and end")
     show.add_argument("--seconds", type=_seconds, metavar="N", help="end after so many seconds (default: never; --json: 5)")
@@ -40,7 +38,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     why.add_argument("result", metavar="RESULT-ID", help="`id` of a result: see `edge-runtime outbox FILE export --lane result`")
     why.add_argument("--outbox", type=Path, metavar="FILE", help="if no gateway remembers it, look into this outbox")
     for each in (submit, why):
-        each.add_argument("--config", type=Path, metavar="CONFIG", help="a gateway's file: its site, and where its broker is")
         _add_where(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
@@ -49,18 +46,24 @@ def run(args: argparse.Namespace) -> int:
     """0; `why`: 1 if nobody knows. Raises EdgeError."""
     import importlib
 
+    if args.what == SHOW:
+        args.config = args.config or args.gateway_file
     return int(importlib.import_module(f"edge_runtime.cli.mesh.{args.what}").run(args))
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a gateway's file: its site, and where its broker is")
+    parser.add_argument("--broker", metavar="URL", help=f"mqtt://[user:password@]host[:port] (default: {BROKER_DEFAULT})")
     parser.add_argument(
-        "--broker", metavar="URL", help=f"mqtt://[user:password@]host[:port] (default: {BROKER_DEFAULT}, then mDNS)"
+        "--site", metavar="SITE", help="default: the only one there; given without --broker, mDNS looks for it, too"
     )
-    parser.add_argument("--site", metavar="SITE", help="default: the only one that has gateways there")
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: no number of seconds") from None
     if not 0 < seconds <= 3_600:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
     return seconds

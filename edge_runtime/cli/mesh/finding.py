@@ -42,6 +42,11 @@ class Plan:
     settings: Config | None = None
     discover: bool = False
 
+    @property
+    def guessed(self) -> bool:
+        """Nobody said where to look."""
+        return not self.discover and self.settings is None and self.places == (address(BROKER_DEFAULT),)
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -98,11 +103,17 @@ async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
             async for place in announced:
                 if found := await search.at(place, ours=True):
                     return found
+    if len(search.failures) == 1 and where.guessed:
+        cause = next(iter(search.failures.values())).cause
+        raise EdgeError(
+            cause, "say where: --config FILE of a gateway, --site SITE (looks with mDNS), or --broker mqtt://HOST:PORT"
+        )
     if len(search.failures) == 1 and not where.discover:
         raise next(iter(search.failures.values()))
-    causes = "; ".join(error.cause for error in search.failures.values())
+    causes = [error.cause for error in search.failures.values()]
+    causes += [f"mDNS: no other place within {DISCOVER_S_MAX:g} s"] if where.discover else []
     hint = "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
-    raise EdgeError(f"no broker of site {where.site} was found: {causes}", hint)
+    raise EdgeError(f"no broker of site {where.site} was found: {'; '.join(causes)}", hint)
 
 
 class _Search:

@@ -28,6 +28,10 @@ AGAIN_S = 1.0
 COLUMNS = (
     "gateway", "role", "state", "seen", "waiting", "models", "accelerators", "temp", "power", "in", "out", "latency", "outbox",
 )  # fmt: skip
+_SPARED = ("accelerators", "power", "outbox", "temp", "seen", "latency", "out", "in", "waiting")
+"""Left out in this order where a terminal is too narrow; first of all those that nobody has a value for."""
+_GAP = 2
+"""Between two columns."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,9 +66,9 @@ async def _json(plan: Plan, seconds: float) -> None:
 async def _watch(plan: Plan, seconds: float | None) -> None:
     """The first time there must be a broker, and a gateway; later it may come and go."""
     screen: Any = _Screen() if sys.stdout.isatty() and _has_rich() else _Lines()
+    began = False
     with contextlib.suppress(TimeoutError), screen:
         async with asyncio.timeout(seconds):
-            began = False
             while True:
                 try:
                     async with finding.joined(plan) as joined:
@@ -79,6 +83,8 @@ async def _watch(plan: Plan, seconds: float | None) -> None:
                         raise
                     screen.lost(str(error))
                 await asyncio.sleep(AGAIN_S)
+    if not began:
+        raise EdgeError(f"no gateway was found within {seconds:g} s", "give it longer (--seconds), or say where: --broker URL")
 
 
 async def _first(joined: Joined, sight: Sight) -> None:
@@ -142,7 +148,23 @@ def cells(row: Row) -> tuple[object, ...]:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"
+    if value is None:
+        return "-"
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms" if value >= 0.1 else f"{value * 1e3:.2g} us"
+
+
+def fitting(texts: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Which of COLUMNS fit into so many characters, in their order. Models are folded: a column as wide as the longest name."""
+    of = dict(zip(COLUMNS, zip(COLUMNS, *texts, strict=True), strict=True))
+    widths = {column: max(map(len, cells)) for column, cells in of.items()}
+    widths["models"] = max(len(word) for cell in of["models"] for word in cell.split())
+    empty = {column for column, (_, *rest) in of.items() if all(cell == "-" for cell in rest)}
+    kept = list(COLUMNS)
+    for column in sorted(_SPARED, key=lambda column: column not in empty):
+        if sum(widths[each] + _GAP for each in kept) - _GAP <= width:
+            break
+        kept.remove(column)
+    return kept
 
 
 def _title(joined: Joined, sight: Sight, rows: Sequence[Row]) -> str:
@@ -163,7 +185,7 @@ class _Screen:
     def __init__(self) -> None:
         from rich.live import Live
 
-        self._live = Live(refresh_per_second=1 / REFRESH_S)
+        self._live = Live(refresh_per_second=1 / REFRESH_S, vertical_overflow="visible")
 
     def __enter__(self) -> None:
         self._live.__enter__()
@@ -176,12 +198,19 @@ class _Screen:
         from rich.text import Text
 
         styles = {"online": "", "late": "yellow", "offline": "dim", "unproved": "dim"}
-        table = Table(title=_title(joined, sight, rows), title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            texts = ["-" if cell is None or cell == "" else str(cell) for cell in cells(row)]
-            table.add_row(*map(Text, texts), style=styles[row.state])
+        texts = [["-" if cell is None or cell == "" else str(cell) for cell in cells(row)] for row in rows]
+        kept = fitting(texts, self._live.console.width)
+        spared = ", ".join(column for column in COLUMNS if column not in kept)
+        table = Table(
+            title=_title(joined, sight, rows), title_justify="left", caption_justify="left", box=None, pad_edge=False,
+            padding=(0, _GAP, 0, 0), header_style="bold",
+            caption=f"in a wider terminal, and with --json: {spared}" if spared else None,
+        )  # fmt: skip
+        for column in kept:
+            table.add_column(column, overflow="fold", no_wrap=column != "models")
+        for row, line in zip(rows, texts, strict=True):
+            shown = [text for column, text in zip(COLUMNS, line, strict=True) if column in kept]
+            table.add_row(*map(Text, shown), style=styles[row.state])
         self._live.update(table)
 
     def lost(self, why: str) -> None:

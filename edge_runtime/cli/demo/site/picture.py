@@ -60,7 +60,7 @@ def plain(now: Picture) -> str:
 def changes(before: Picture | None, now: Picture) -> Iterator[str]:
     """What a person wants to hear at once, a line each."""
     at = f"{now.elapsed_s:5.1f} s  "
-    if before is None or (before.host != now.host and now.host != "nobody"):
+    if now.host != (before.host if before else "nobody") and now.host != "nobody":
         yield f"{at}the broker is on {now.host}"
     for number, each in enumerate(now.gateways):
         old = before.gateways[number].state if before else ""
@@ -123,7 +123,9 @@ def account(
             )
             if wrong
         ]
-    if kill_due and not (kills and back >= kills):
+    if kill_due and not kills:
+        problems.append("it ended before a gateway was killed: nothing is proved")
+    elif kill_due and back < kills:
         problems.append(f"{kills} gateways were killed and {back} came back: nothing is proved")
     return SiteAccount(gateways=rows, kills=kills, back=back, problems=problems)
 
@@ -131,11 +133,11 @@ def account(
 def lines(account: SiteAccount) -> list[str]:
     """For people."""
     table = [
-        f"{each.name:10} accepted {each.accepted:6,}  delivered {each.delivered:6,}  lost {each.lost:3,}  duplicates "
-        f"{each.duplicates:3,}  computed by peers {each.by_peers:6,}"
+        f"{each.name:10} {each.accepted:9,} {each.delivered:11,} {each.lost:6,} {each.duplicates:12,} {each.by_peers:19,}"
         for each in account.gateways
     ]
     return [
+        f"{'gateway':10} {'accepted':>9} {'delivered':>11} {'lost':>6} {'duplicates':>12} {'computed by peers':>19}",
         *table,
         f"killed {account.kills}, came back {account.back}",
         *(f"NOT CLEAN: {problem}" for problem in account.problems),

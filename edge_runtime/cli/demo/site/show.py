@@ -93,7 +93,7 @@ def render(now: Picture) -> RenderableType:
     time = f"{now.elapsed_s:.0f} s" + (f" of {now.seconds:.0f} s" if now.seconds else "")
     head = Text(f" edge-runtime demo: a site of {len(now.gateways)} gateways · {time} · ", style="reverse", no_wrap=True)
     head.append("draining " if now.draining else "Ctrl-C ends it ")
-    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0))
     table.add_column("gateway", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in ("results/s", "here", "by peers", "for others", "waiting"):

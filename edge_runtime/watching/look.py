@@ -1,0 +1,141 @@
+"""Looks at a gateway: reads its objects into values, at once, without waiting for anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge_runtime import config
+from edge_runtime.mesh.mesh import Mesh
+from edge_runtime.outbox.delivery import Delivery
+from edge_runtime.outbox.store import Store
+from edge_runtime.pipeline.pipeline import Pipeline
+from edge_runtime.records import Lane
+from edge_runtime.sources.supervisor import Source
+from edge_runtime.watching.seen import Delivered, Failing, Hosted, Outbox, Phase, Seen, Together, Worked
+from edge_runtime.world import World
+
+RECENT_S = 60.0
+"""A service that failed so short a while ago counts as failing."""
+
+
+class Broker(Protocol):
+    """gateway.BrokerState."""
+
+    @property
+    def running(self) -> bool: ...
+    @property
+    def cause(self) -> str: ...
+    @property
+    def hint(self) -> str: ...
+
+
+class Failure(Protocol):
+    """gateway.Failure."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def at_s(self) -> float: ...
+    @property
+    def cause(self) -> str: ...
+
+
+class Gateway(Protocol):
+    """What is looked at, of gateway.Gateway."""
+
+    settings: config.Config
+    world: World
+    store: Store
+    sources: dict[str, Source]
+    pipelines: dict[str, Pipeline]
+    deliveries: dict[str, Delivery]
+    mesh: Mesh | None
+    started: asyncio.Event
+    asked_to_stop: asyncio.Event
+
+    @property
+    def broker(self) -> Broker: ...
+    @property
+    def failures(self) -> Mapping[str, Failure]: ...
+    @property
+    def data_dir(self) -> Path: ...
+
+
+def look(gateway: Gateway, began_ns: int) -> Seen:
+    """`began_ns`: when it began, as ports.Clock.mono_ns()."""
+    settings, now = gateway.settings, gateway.world.clock.now()
+    hosts = settings.broker.mode == "hosted" and gateway.mesh is None
+    broker = gateway.broker
+    return Seen(
+        site=settings.site,
+        gateway=settings.gateway,
+        version=gateway.world.version,
+        phase=_phase(gateway),
+        uptime_s=(now.mono_ns - began_ns) / 1e9,
+        synced=now.synced,
+        outbox=_outbox(gateway.store),
+        sources={name: source.state for name, source in gateway.sources.items()},
+        pipelines={name: Worked(each.state, each.waiting, each.model_name) for name, each in gateway.pipelines.items()},
+        sinks={name: Delivered(each.state, _by_kind(each.depth())) for name, each in gateway.deliveries.items()},
+        failing=_failing(gateway.failures),
+        hosted=Hosted(broker.running, broker.cause, broker.hint) if hosts else None,
+        mesh=_together(gateway.mesh) if gateway.mesh else None,
+    )
+
+
+def _phase(gateway: Gateway) -> Phase:
+    if gateway.asked_to_stop.is_set():
+        return "stopping"
+    return "running" if gateway.started.is_set() else "starting"
+
+
+def _outbox(store: Store) -> Outbox:
+    return Outbox(
+        state=store.state,
+        writing_s=store.writing_s,
+        size_bytes_max=store.size_bytes_max,
+        journal=store.journal_waiting,
+        lost=_by_kind(store.lost),
+        samples_lost=store.samples_lost,
+        replaced=store.replaced,
+    )
+
+
+def _failing(failures: Mapping[str, Failure]) -> dict[str, Failing]:
+    now_s = asyncio.get_running_loop().time()
+    return {name: Failing(each.count, now_s - each.at_s < RECENT_S, each.cause) for name, each in failures.items()}
+
+
+def _together(mesh: Mesh) -> Together:
+    presence, asking, placing = mesh.presence, mesh.asking, mesh.placing
+    return Together(
+        state=mesh.membership.state,
+        name_taken=bool(presence.name_taken),
+        conflicts=presence.name.conflicts,
+        bad_messages=sum(mesh.link.bad.values()),
+        backlog=mesh.answering.backlog()[0],
+        round_trip_s=asking.round_trip_p50_ns() / 1e9,
+        peers=Counter(presence.peers.state(each.gateway) or "" for each in presence.peers.births()),
+        asked=_named([*asking.verdicts.items(), *asking.unanswered.items()]),
+        answered=_named(mesh.answering.counts.items()),
+        decisions=_named(placing.reasons.items()),
+        dropped=_named(asking.dropped.items()),
+        by_peer=placing.outcomes,
+    )
+
+
+def _by_kind(depth: Mapping[Lane, int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for lane, count in depth.items():
+        found[lane.kind] = found.get(lane.kind, 0) + count
+    return found
+
+
+def _named(counts: Iterable[tuple[Any, int]]) -> dict[str, int]:
+    """By the names of an enum's members: what they say to people may be said in other words one day."""
+    return {each.name.lower(): count for each, count in counts if isinstance(each, Enum)}
