@@ -42,7 +42,7 @@ class Broker(Section):
         "then whoever is on the network may read and write",
     )
     program: Literal["auto", "mosquitto", "iotcore"] = Field(
-        "auto", description="hosted: which broker to start; auto takes mosquitto where it is installed, else the embedded iotcore"
+        "auto", description="hosted, auto: the program; `auto` takes mosquitto where it is installed, else the embedded iotcore"
     )
     queued_messages_max: int = Field(100_000, ge=1, description="hosted mosquitto: QoS 1 messages kept for a client that is away")
 

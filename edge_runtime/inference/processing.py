@@ -42,7 +42,7 @@ class Processing:
             raise EngineError(
                 f"model {self._model} wants a window of {self._shape[0]} x {self._shape[1]} float64 (rows x points), "
                 f"got {' x '.join(map(str, values.shape)) or 'a number'} {values.dtype}",
-                "the pipeline's window count and points must be the model's",
+                "rows and points must be the model's (in a pipeline: window.count and points)",
             )
         np.subtract(values, self._shift, out=self._scaled)
         np.divide(self._scaled, self._span, out=self._scaled)

@@ -37,6 +37,9 @@ CHUNK_SAMPLES_MAX = 256
 COMMIT_BYTES = 64 * 2**10
 """Of records: so many are committed at once, before the chunk is done. A transaction has its limit."""
 
+COMMIT_S = 0.2
+"""With a slow model a chunk takes seconds: what came of it so far is committed this often."""
+
 MOVED_ROWS = 64
 """A position that moved this far is committed even if no window came of it: the journal must not fill with what is not needed."""
 
@@ -47,7 +50,7 @@ UNYIELDED_WINDOWS = 16
 ABREAST_MAX = 8
 """Windows under way at once where peers compute some of them."""
 
-WINDOWS_MAX = 64
+WINDOWS_MAX = 32
 """Where peers help: windows that are brought together, so that those under way need not end together too often."""
 
 
@@ -218,6 +221,8 @@ class Pipeline:
         drafts: list[Draft] = []
         windows: list[Window] = []
         size_bytes = 0
+        clock = asyncio.get_running_loop().time
+        committed_s = clock()
         for sample in samples:
             made: list[Draft] = []
             if self._windowing is None:
@@ -231,9 +236,9 @@ class Pipeline:
             self.state.samples += 1
             self._next_row = sample.row + 1 if sample.row else self._next_row
             # What is committed says how far we are: no window that came of these samples may be left behind.
-            if size_bytes >= COMMIT_BYTES and not windows:
+            if not windows and (size_bytes >= COMMIT_BYTES or (made and clock() - committed_s >= COMMIT_S)):
                 await self._commit(drafts)
-                drafts, size_bytes = [], 0
+                drafts, size_bytes, committed_s = [], 0, clock()
         drafts += await self._judged(windows)
         if drafts or self._needed_row() >= self._committed_row + MOVED_ROWS:
             await self._commit(drafts)

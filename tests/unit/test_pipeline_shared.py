@@ -169,3 +169,28 @@ def test_outputs_that_are_not_those_of_the_model_are_not_taken(tmp_path: Path, o
         assert site.bodies(Lane.RESULT, "p")[0]["placed"] == "here: the peer's outputs are not those of the model"
 
     simulated(scenario, tmp_path)
+
+
+def test_results_of_a_slow_model_are_on_the_disk_while_the_backlog_is_computed(tmp_path: Path) -> None:
+    """Else a person would see nothing for the minute that it takes."""
+
+    async def scenario(site: Site) -> None:
+        async with site.running(**SETTINGS) as gateway:
+            pipeline = gateway.pipelines["p"]
+
+            async def slowly(_id: str, _model: Any, values: Any, own: Any) -> tuple[Inference, str, str]:
+                await asyncio.sleep(0.1)
+                return (*await own.infer(values), "")
+
+            await until(lambda: pipeline.model_name)
+            pipeline._place, pipeline._at_once = slowly, 1
+            post(site, 200)
+            await until(lambda: pipeline.state.windows >= 5)
+            began_s = site.loop.time()
+            await until(lambda: len(scores(site)) >= 3)
+            assert site.loop.time() - began_s < 2
+            assert pipeline.state.windows < 50
+            await until(lambda: len(scores(site)) == 200)
+        assert scores(site) == [float(number) for number in range(200)]
+
+    simulated(scenario, tmp_path)

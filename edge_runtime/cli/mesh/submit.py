@@ -225,7 +225,7 @@ class _Quiet:
 
 def _print(done: Sequence[Done]) -> None:
     names = list(dict.fromkeys(name for each in done for name in each.outputs))
-    columns = ("window", *names, "gateway", "computed on", "ms", "computing", "waiting", "on the way")
+    columns = ("window", *names, "gateway", "computed on", "ms", "computing", "waiting", "way")
     title = f"{done[0].model}, {len(done)} window{'s' if len(done) > 1 else ''}"
     terminal.table(columns, [_cells(each, names) for each in done], title)
     limits = {each.threshold for each in done if each.threshold is not None}

@@ -66,7 +66,7 @@ def _print(told: Explanation, as_json: bool) -> None:
         return
     print(f"result {told.id} of {told.gateway}, model {told.model}, {told.ago_s:,.0f} s ago")
     print(f"privacy {told.privacy}, deadline {told.deadline_s:g} s")
-    columns = ("where", "why", "estimated here", "estimated there", "what became of it", "took")
+    columns = ("where", "why", "est. here", "est. there", "outcome", "took")
     terminal.table(columns, [_cells(each) for each in told.steps])
 
 
