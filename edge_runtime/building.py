@@ -173,7 +173,6 @@ class Builder:
         world, settings = self._world, self._settings
         assert settings.mesh is not None
         offering = self._offering(settings.mesh, lambda: mesh.refresh())
-        worker, read = world.new_worker("vitals"), world.vitals(self.data_dir)
         mesh = Mesh(
             settings,
             bus=world.bus,
@@ -182,7 +181,8 @@ class Builder:
             reachable=lambda: world.reachable(settings),
             executor=offering,
             needs=needs,
-            read_vitals=lambda: worker.run(read),
+            read_vitals=world.vitals(self.data_dir),
+            new_worker=lambda: world.new_worker("vitals"),
             outbox_depth=depth,
             version=world.version,
             clock=world.clock,

@@ -39,7 +39,8 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
 
 def _connected(doc: Document) -> Iterator[Problem]:
     """A gateway that reads nothing computes for others, or it does nothing at all."""
-    if not (doc.at(("devices",)) or _list(doc.at(("mesh", "offers")))):
+    computes = _list(doc.at(("mesh", "offers"))) and doc.at(("mesh", "accept_tasks")) is not False
+    if not (doc.at(("devices",)) or computes):
         hint = "see `edge-runtime adapters`; a gateway that only computes for others has `mesh: {offers: [MODEL]}`"
         yield doc.problem(("devices",), "needs at least one", hint=hint)
 

@@ -119,6 +119,8 @@ class Gateway:
 
     async def _drain(self, readers: Sequence[asyncio.Task[None]]) -> None:
         """Sources end, pipelines finish, deliveries go on for a while; what is left then is on the disk."""
+        if self.mesh:
+            self.mesh.drain()
         for source in self.sources.values():
             source.stop()
         if readers:

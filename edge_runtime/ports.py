@@ -258,6 +258,10 @@ class Executor(Protocol):
         """What it can compute now, in order of the models' names."""
         ...
 
+    def withdraw(self) -> None:
+        """From now on it offers nothing; what it has begun it computes to the end."""
+        ...
+
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         """One window. Raises EdgeError: no such model, a wrong shape, an engine that fails."""
         ...

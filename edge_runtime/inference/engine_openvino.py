@@ -6,6 +6,7 @@ and each step of it is proved. GPU and NPU have not been proved on hardware yet.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,9 @@ from edge_runtime.inference.engine import EngineError, EngineMissing, Probe, Ses
 
 ELEMENT_TYPES = {"f32", "f16", "f64", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "boolean"}
 """That numpy knows too."""
+_LOADING = threading.Lock()
+"""OpenVINO fills tables at their first use, and gives the GIL away meanwhile: two threads that open models at the same time (a
+pipeline's, and the same one for peers) then wait for each other for ever."""
 
 
 class OpenvinoSession(Session):
@@ -66,6 +70,10 @@ class OpenvinoEngine:
         return prove(self, accelerator, f"openvino {library.__version__.split('-')[0]}", f"openvino:{accelerator.upper()}")
 
     def load(self, artefact: Path, accelerator: str, threads: int = 1) -> Session:
+        with _LOADING:
+            return self._load(artefact, accelerator, threads)
+
+    def _load(self, artefact: Path, accelerator: str, threads: int) -> Session:
         library, core = self._library()
         device = self._device(core, accelerator)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}

@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.inference.engine import EngineError
-from edge_runtime.inference.model import Model
+from edge_runtime.inference.model import Model, Stuck
 from edge_runtime.ports import Dice, EdgeError, Offer
 from edge_runtime.records import Inference, Tensor
 
 REOPEN_S_MIN, REOPEN_S_MAX = 1.0, 60.0
 """Between two attempts to open a model that does not work."""
+
+
+FAILURES_MAX = 5
+"""Windows that a model could not compute, one after the other: it is opened again."""
 
 
 class Offering:
@@ -35,21 +39,30 @@ class Offering:
         self._references = tuple(dict.fromkeys(references))
         self._open_model, self._changed, self._dice, self._log = open_model, changed, dice, log
         self._models: dict[str, Model] = {}
+        self._names: dict[str, str] = {}
+        """Of a model's name: the reference that it was opened by."""
+        self._failures: dict[str, int] = {}
+        """In a row."""
+        self._broken = asyncio.Event()
+        self._withdrawn = False
 
     async def run(self) -> None:
         """Opens them, one after the other, and keeps trying what does not open; until cancelled."""
+        left, wait_s = list(self._references), REOPEN_S_MIN
+        causes: dict[str, str] = {}
         try:
-            left, wait_s = list(self._references), REOPEN_S_MIN
-            causes: dict[str, str] = {}
-            while left:
+            while True:
                 left = [each for each in left if not await self._open(each, causes)]
-                await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s) if left else 0)
+                if left:
+                    await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s))
+                else:
+                    await self._broken.wait()
+                    # Not at once: it may be the windows that are at fault, and whoever sends them must not keep us busy.
+                    await asyncio.sleep(wait_s)
+                    left = self._close_broken()
                 wait_s = min(wait_s * 2, REOPEN_S_MAX)
-            await asyncio.Event().wait()
         finally:
-            models, self._models = self._models, {}
-            for model in models.values():
-                model.close()
+            self._forget(list(self._models))
 
     async def _open(self, reference: str, causes: dict[str, str]) -> bool:
         try:
@@ -63,21 +76,52 @@ class Offering:
         if name in self._models:  # two names of one model
             model.close()
             return True
-        self._models[name] = model
+        self._models[name], self._names[name] = model, reference
         self._log.info("model_offered", model=name, executed_on=model.executed_on)
         self._changed()
         return True
 
+    def _close_broken(self) -> list[str]:
+        """Their references. Opening one again proves it with its known answers, or tells why it does not work."""
+        self._broken.clear()
+        broken = [name for name, failures in self._failures.items() if failures >= FAILURES_MAX]
+        references = [self._names[name] for name in broken]
+        self._forget(broken)
+        self._changed()
+        return references
+
+    def _forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._failures.pop(name, None)
+            self._models.pop(name).close()
+
     # --- ports.Executor ---
 
+    def withdraw(self) -> None:
+        self._withdrawn = True
+        self._changed()
+
     def offers(self) -> list[Offer]:
+        if self._withdrawn:
+            return []
         return [Offer(name, model.executed_on, model.service_ns, model.artefact) for name, model in sorted(self._models.items())]
 
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         found = self._models.get(model)
         if found is None:
             raise EngineError(f"model {model} is not offered here", f"offered: {', '.join(sorted(self._models)) or 'none'}")
-        return await found.infer(values_of(tensor))
+        values = values_of(tensor)
+        try:
+            inference = await found.infer(values)
+        except Stuck:  # the model replaces its worker itself
+            raise
+        except EngineError:
+            self._failures[model] = self._failures.get(model, 0) + 1
+            if self._failures[model] >= FAILURES_MAX:
+                self._broken.set()
+            raise
+        self._failures.pop(model, None)
+        return inference
 
 
 def name_of(model: Model) -> str:

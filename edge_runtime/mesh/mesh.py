@@ -38,6 +38,7 @@ from edge_runtime.ports import (
     Executor,
     Host,
     Vitals,
+    Worker,
 )
 
 ADDRESSES_S = 2.0
@@ -58,7 +59,8 @@ class Mesh:
         reachable: Callable[[], tuple[Endpoint, ...]],
         executor: Executor,
         needs: Callable[[], Sequence[str]],
-        read_vitals: Callable[[], Awaitable[Vitals]],
+        read_vitals: Callable[[], Vitals],
+        new_worker: Callable[[], Worker],
         outbox_depth: Callable[[], int],
         version: str,
         clock: Clock,
@@ -94,9 +96,9 @@ class Mesh:
         self.membership = Membership(
             settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.alive
         )
-        self._settings, self._reachable = settings.mesh, reachable
+        self._settings, self._reachable, self._executor = settings.mesh, reachable, executor
         self.vitals = powered(Vitals(), settings.mesh)
-        self._read_vitals, self._outbox_depth = read_vitals, outbox_depth
+        self._read_vitals, self._new_worker, self._outbox_depth = read_vitals, new_worker, outbox_depth
         self.services: dict[str, Callable[[], Awaitable[None]]] = {
             "mesh membership": self.membership.run,
             "mesh presence": self.presence.run,
@@ -105,6 +107,10 @@ class Mesh:
             "mesh addresses": self._watch_addresses,
             "mesh explaining": Explaining(self.link, self.placing).run,
         }
+
+    def drain(self) -> None:
+        """This gateway is about to stop: it takes no more tasks, and says so. Its own windows may still go to others."""
+        self._executor.withdraw()
 
     def refresh(self) -> None:
         """What this gateway can compute for others has changed."""
@@ -129,9 +135,13 @@ class Mesh:
                 await self.membership.relocate(endpoints)
 
     async def _watch_vitals(self) -> None:
-        while True:
-            self.vitals = powered(await self._read_vitals(), self._settings)
-            await asyncio.sleep(READ_S)
+        worker = self._new_worker()
+        try:
+            while True:
+                self.vitals = powered(await worker.run(self._read_vitals), self._settings)
+                await asyncio.sleep(READ_S)
+        finally:
+            worker.abandon()
 
     def _facts(self) -> Facts:
         """Of this gateway, for its heartbeats."""

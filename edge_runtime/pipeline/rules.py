@@ -64,6 +64,15 @@ class Rules:
                 _check(rule, limit)
             self.model_limit = limit
 
+    def can_use(self, limit: float | None) -> bool:
+        """Of a model's threshold: false where `use_model_limit` would raise."""
+        try:
+            for rule in self._rules:
+                _check(rule, limit)
+        except EdgeError:
+            return False
+        return True
+
     @property
     def alarms(self) -> tuple[str, ...]:
         """Names of the rules whose alarm is raised, in the order of the configuration."""

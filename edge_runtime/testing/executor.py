@@ -20,6 +20,7 @@ class FakeExecutor:
         self.fail = ""
         """A window fails with this."""
         self.stuck = False
+        self.withdrawn = False
         self.known = True
         """It says beforehand how long a window takes."""
         self.outputs = 1
@@ -35,7 +36,11 @@ class FakeExecutor:
         self._released.set()
 
     def offers(self) -> list[Offer]:
-        return [Offer(name, "fake:cpu", round(s * 1e9) if self.known else 0) for name, s in sorted(self.takes_s.items())]
+        there = {} if self.withdrawn else self.takes_s
+        return [Offer(name, "fake:cpu", round(s * 1e9) if self.known else 0) for name, s in sorted(there.items())]
+
+    def withdraw(self) -> None:
+        self.withdrawn = True
 
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         if model not in self.takes_s:

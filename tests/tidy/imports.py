@@ -54,6 +54,7 @@ LEVELS: dict[str, int] = {
     "world": 9,
     "pipeline": 9,
     "building": 10,
+    "watching": 10,
     "gateway": 11,
     "cli": 12,
     "__main__": 13,

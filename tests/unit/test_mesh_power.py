@@ -23,23 +23,34 @@ class Nothing:
     def offers(self) -> list[Offer]:
         return []
 
+    def withdraw(self) -> None: ...
+
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         raise AssertionError(model)
+
+
+class Here:
+    """ports.Worker: at once."""
+
+    async def run(self, function: Any, *args: Any) -> Any:
+        return function(*args)
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 def mesh(power: str, machine: Vitals) -> Mesh:
     device = {"adapter": "replay", "options": {"file": "f.csv"}, "points": [{"name": "a", "column": "a"}]}
     settings = Config.model_validate({"site": "s", "gateway": "g", "devices": {"d": device}, "mesh": {"power": power}})
 
-    async def read() -> Vitals:
-        return machine
-
     def new_host() -> Host:
         raise AssertionError
 
     given: dict[str, Any] = {"bus": PahoBus(), "discovery": NoDiscovery(), "clock": SystemClock(), "dice": SystemDice()}
     return Mesh(
-        settings, **given, new_host=new_host, reachable=tuple, executor=Nothing(), needs=list, read_vitals=read,
+        settings, **given, new_host=new_host, reachable=tuple, executor=Nothing(), needs=list, read_vitals=lambda: machine,
+        new_worker=Here,
         outbox_depth=lambda: 0, version="1", log=structlog.get_logger(),
     )  # fmt: skip
 

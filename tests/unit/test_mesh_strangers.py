@@ -15,7 +15,7 @@ from memberships import SITE
 from memberships import Site as Members
 from memberships import simulate as simulate_members
 from worlds import Site as Gateways
-from worlds import simulated, until
+from worlds import box, simulated, until
 
 from edge_runtime.bus import frames, presence, topics, why
 from edge_runtime.bus.frames import Task
@@ -124,6 +124,28 @@ def test_a_gateway_whose_name_another_one_has_takes_no_tasks(tmp_path: Path) -> 
             gateway.mesh.presence.name.taken = ""
             gateway.mesh.link._take(message)
             await until(lambda: gateway.mesh and gateway.mesh.answering.counts[Outcome.DONE] == 1)
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_gateway_that_drains_takes_no_more_tasks(tmp_path: Path) -> None:
+    """Its far end is away, so that it has to wait a while before it stops."""
+    settings = {"devices": {"d": box("a", "b")}, "pipelines": {"p": {"device": "d"}}, "outbox": {"drain_s_max": 60}}
+
+    async def scenario(site: Gateways) -> None:
+        site.far_end().up = False
+        async with site.running(**settings, mesh={"offers": ["m"]}, broker={"mode": "external"}) as gateway:
+            assert gateway.mesh is not None
+            mesh = gateway.mesh
+            await until(lambda: mesh.answering.offers())
+            site.post({"a": 1.0, "b": 2.0})
+            await site.acknowledged(1)
+            gateway.stop()
+            await asyncio.sleep(10)
+            task = Task(id="t", instance="i", model="m@1", remaining_ns=10**9, tensor=Tensor("float64", (1, 2), bytes(16)))
+            mesh.link._take(Message("edge/s/gw/g/task/p", frames.pack(task), 0, False, False, 0, 0))
+            assert (mesh.answering.offers(), mesh.answering.counts) == ([], {Outcome.MODEL: 1})
+            assert site.models.closed == 0, "it is still draining"
 
     simulated(scenario, tmp_path)
 

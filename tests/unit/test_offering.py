@@ -11,7 +11,7 @@ import structlog
 from worlds import until
 
 from edge_runtime.inference.engine import EngineError
-from edge_runtime.inference.offering import Offering, tensor_of, values_of
+from edge_runtime.inference.offering import FAILURES_MAX, Offering, tensor_of, values_of
 from edge_runtime.records import Tensor
 from edge_runtime.testing.loop import SeededDice, VirtualLoop, run
 from edge_runtime.testing.model import FakeModels
@@ -66,3 +66,60 @@ def test_a_window_travels_as_it_is() -> None:
     tensor = tensor_of(values)
     assert (tensor.dtype, tensor.shape, len(tensor.data)) == ("float64", (3, 2), 48)
     assert np.array_equal(values_of(Tensor(tensor.dtype, tensor.shape, bytes(tensor.data))), values)
+
+
+def test_a_model_that_fails_again_and_again_is_opened_again_but_not_for_ever() -> None:
+    """It may be the model (an accelerator that is gone), or the windows: whoever sends those must not keep us busy."""
+
+    async def scenario() -> None:
+        models, changed, log = FakeModels(points=("a", "b")), list[int](), list[str]()
+        found = offering(models, ["m"], changed, log)
+        running = asyncio.create_task(found.run(), name="offering")
+        await until(lambda: found.offers())
+        window = tensor_of(np.array([[3.0, 4.0]]))
+
+        async def fail(times: int) -> None:
+            for _ in range(times):
+                with pytest.raises(EngineError):
+                    await found.execute("m@1", window)
+
+        models.faults.poison = lambda values: True
+        await fail(FAILURES_MAX - 1)
+        models.faults.poison = lambda values: False
+        assert (await found.execute("m@1", window)).outputs == {"score": 43.0}
+        models.faults.poison = lambda values: True
+        await fail(FAILURES_MAX - 1)
+        await asyncio.sleep(300)
+        assert models.opened == 1, "a window that worked stood between them"
+        await fail(1)
+        await until(lambda: models.opened == 2 and found.offers())
+        assert models.closed == 1
+        began_s = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() - began_s < 600:
+            if found.offers():
+                await fail(1)
+            await asyncio.sleep(0.1)
+        assert models.opened < 20, "in ten minutes of windows that cannot be computed"
+        models.faults.poison = lambda values: False
+        await until(lambda: found.offers())
+        assert (await found.execute("m@1", window)).outputs == {"score": 43.0}
+        running.cancel()
+        await asyncio.wait([running])
+        assert models.opened == models.closed
+
+    run(scenario, seed=1)
+
+
+def test_a_gateway_that_stops_offers_nothing() -> None:
+    async def scenario() -> None:
+        models, changed, log = FakeModels(points=("a", "b")), list[int](), list[str]()
+        found = offering(models, ["m"], changed, log)
+        running = asyncio.create_task(found.run(), name="offering")
+        await until(lambda: found.offers())
+        changed.clear()
+        found.withdraw()
+        assert (found.offers(), len(changed)) == ([], 1)
+        running.cancel()
+        await asyncio.wait([running])
+
+    run(scenario, seed=1)

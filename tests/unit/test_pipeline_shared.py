@@ -194,3 +194,19 @@ def test_results_of_a_slow_model_are_on_the_disk_while_the_backlog_is_computed(t
         assert scores(site) == [float(number) for number in range(200)]
 
     simulated(scenario, tmp_path)
+
+
+def test_a_threshold_that_the_rules_cannot_work_with_does_not_stop_the_pipeline(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        site.models.threshold = 49.5
+        rule = {"name": "range", "output": "score", "above": "model", "below": 10.0, "hysteresis": 1.0}
+        settings = {**SETTINGS, "pipelines": {"p": {**SETTINGS["pipelines"]["p"], "rules": [rule]}}}
+        async with site.running(**settings) as gateway:
+            stranger: Any = Stranger(Inference({"score": 30.0}, "peer:cpu", "f" * 64, 5.0))
+            gateway.pipelines["p"]._place = Shared(gateway.settings.pipelines["p"], stranger)
+            post(site, 60)
+            await until(lambda: len(scores(site)) == 60)
+        assert scores(site) == [float(number) for number in range(60)]
+        assert site.events("service_failed") == []
+
+    simulated(scenario, tmp_path)

@@ -1,0 +1,45 @@
+"""A gateway as it is seen, with something of everything; and a page of metrics as Prometheus' own library reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from edge_runtime.mesh.membership import State
+from edge_runtime.outbox.delivery import DeliveryState
+from edge_runtime.pipeline.steady import PipelineState
+from edge_runtime.records import Stamp
+from edge_runtime.sources.supervisor import Counters, SourceState
+from edge_runtime.watching.seen import Delivered, Failing, Hosted, Outbox, Seen, Together, Worked
+
+
+def source(phase: Any = "connected", cause: str = "") -> SourceState:
+    counters = Counters(reads=7, samples=6, overruns=5, timeouts=4, failures=3, opens=2, bad_transitions=1)
+    return SourceState(device="press", phase=phase, since=Stamp("b", 0, 0, True), cause=cause, hint="look", counters=counters)
+
+
+def full(**more: Any) -> Seen:
+    """There is something of everything."""
+    pipeline = PipelineState(
+        samples=10, windows=9, failed=8, events=7, dropped=6, executed_on="cpu", discarded={"gap": 5}, skipped={"late": 4},
+        bad={"a": 1, "b": 2},
+    )  # fmt: skip
+    seen = Seen(
+        site="plant", gateway="g1", version="1.2.3", uptime_s=1.5, sources={"press": source()},
+        pipelines={"wear": Worked(pipeline, 3, "m@1")}, sinks={"cloud": Delivered(DeliveryState(True, True), {"result": 2})},
+        failing={"pipeline wear": Failing(2, False, "x")}, hosted=Hosted(True),
+        outbox=Outbox(journal={"press": 11}, lost={"result": 12}, size_bytes_max=100, writing_s=0.25),
+        mesh=Together(
+            State("host", "g1", True), peers={"online": 2}, asked={"done": 3, "gone": 1}, answered={"refused": 0},
+            decisions={"here_faster": 4}, dropped={"late": 1}, by_peer={"g2": {"done": 3}}, round_trip_s=0.004,
+        ),
+    )  # fmt: skip
+    return msgspec.structs.replace(seen, **more)
+
+
+def values(page: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
+    """(name, values of the labels) -> value, as Prometheus' own library reads it."""
+    families = text_string_to_metric_families(page.decode())
+    return {(each.name, tuple(each.labels.values())): each.value for family in families for each in family.samples}
