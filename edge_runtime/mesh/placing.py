@@ -146,6 +146,9 @@ class Placing:
         fits = len(job.tensor.data) <= PAYLOAD_BYTES_MAX and len(job.tensor.shape) <= frames.DIMENSIONS_MAX
         connected = self._asking.connected
         wanted = Wanted(job.privacy, course.deadline_ns - now_ns, course.until_ns - now_ns, connected, fits, tuple(course.tried))
+        soon = routing.at_once(wanted, here)
+        if soon is not None:
+            return soon
         draw = Draw(*(min(dice.uniform(0, 1), ALMOST_1) for _ in range(3)))
         peers = self._peers.peers() if connected and job.privacy is not Privacy.GATEWAY else []
         return routing.decide(wanted, here, [self._facts(peer, job.model) for peer in peers], draw)

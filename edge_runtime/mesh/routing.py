@@ -144,6 +144,16 @@ class Decision(msgspec.Struct, frozen=True):
         return f"{who}: {self.reason} (est. {', '.join([*here, *there])})" if there else f"{who}: {self.reason}"
 
 
+def at_once(wanted: Wanted, here: Here) -> Decision | None:
+    """Where it is done here so soon that no peer could be better by MARGIN_NS; None: it matters who the peers are. Most models are
+    that fast, and looking at sixteen peers takes longer than their windows."""
+    here_ns = here.queue_ns + here.service_ns
+    matters = wanted.tried or wanted.privacy is Privacy.GATEWAY or not here.able or here.spared or here.stale
+    if matters or not here.service_ns or here_ns > min(MARGIN_NS, wanted.remaining_ns):
+        return None
+    return _alone(Reason.HERE_FASTER, here_ns)
+
+
 def decide(wanted: Wanted, here: Here, peers: Sequence[There], draw: Draw) -> Decision:
     """`peers` in any order; names are unique. Refuses only where we are not able and no peer counts."""
     here_ns = here.queue_ns + (here.service_ns or SERVICE_NS_UNKNOWN) if here.able else None

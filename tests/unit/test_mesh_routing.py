@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.mesh import routing
 from edge_runtime.mesh.routing import (
     MARGIN_NS,
     Decision,
@@ -132,6 +133,21 @@ def test_who_is_hot_or_on_battery_is_a_last_choice(wanted: Wanted, here: Here, t
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
+
+
+_quick = st.builds(
+    Here, queue_ns=st.integers(0, 1_200_000), service_ns=st.integers(0, 1_200_000), spared=st.booleans(), stale=st.booleans()
+)
+
+
+@given(wants, _quick, peers, draws)
+def test_where_no_peer_could_be_better_nobody_is_looked_at(wanted: Wanted, here: Here, them: list[There], draw: Draw) -> None:
+    """The short cut decides what the long way does, but for a look at a peer that nobody knows, which such a window is not worth."""
+    soon, found = routing.at_once(wanted, here), decide(wanted, here, them, draw)
+    if soon is not None:
+        assert (soon.where, soon.here_ns) == ("here", found.here_ns)
+        assert found.where == "here" or found.reason is Reason.EXPLORED
+        assert wanted.privacy is not Privacy.GATEWAY
 
 
 def _told(found: Decision) -> tuple[str, str, Reason]:
