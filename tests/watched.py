@@ -1,18 +1,24 @@
-"""A gateway as it is seen, with something of everything; and a page of metrics as Prometheus' own library reads it."""
+"""A gateway as it is seen, with something of everything; a page of metrics as Prometheus' own library reads it; and a world for a
+gateway that does nothing but being watched."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
 from edge_runtime.mesh.membership import State
+from edge_runtime.outbox.database import FileDisk
 from edge_runtime.outbox.delivery import DeliveryState
 from edge_runtime.pipeline.steady import PipelineState
 from edge_runtime.records import Stamp
 from edge_runtime.sources.supervisor import Counters, SourceState
+from edge_runtime.testing.adapter import NoBus
 from edge_runtime.watching.seen import Delivered, Failing, Hosted, Outbox, Seen, Together, Worked
+from edge_runtime.world import World
 
 
 def source(phase: Any = "connected", cause: str = "") -> SourceState:
@@ -43,3 +49,19 @@ def values(page: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
     """(name, values of the labels) -> value, as Prometheus' own library reads it."""
     families = text_string_to_metric_families(page.decode())
     return {(each.name, tuple(each.labels.values())): each.value for family in families for each in family.samples}
+
+
+def world(log: list[dict[str, Any]], **more: Any) -> World:
+    """`log` gets what is logged."""
+
+    def note(_logger: Any, _level: str, event: Any) -> Any:
+        log.append(event)
+        raise structlog.DropEvent
+
+    nothing: Any = None
+    parts: dict[str, Any] = {
+        "clock": SystemClock(), "dice": SystemDice(), "bus": NoBus(), "adapters": {}, "new_worker": ThreadWorker,
+        "new_disk": FileDisk, "make_sink": nothing, "new_host": nothing, "local_address": nothing,
+        "log": structlog.wrap_logger(None, processors=[note]),
+    }  # fmt: skip
+    return World(**parts | more)

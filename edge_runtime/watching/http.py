@@ -20,6 +20,9 @@ CONNECTIONS_MAX = 16
 EXCHANGE_S_MAX = 5.0
 """From the connection to the end of the answer."""
 
+CLOSE_S_MAX = 2.0
+"""A page that is being made has so long at a stop."""
+
 LINGER_S_MAX = 0.5
 LINGER_BYTES_MAX = 64 * 1024
 """What is read and thrown away of a request that was refused before its end: closing over unread bytes would reset the
@@ -68,7 +71,7 @@ async def listening(pages: Pages, host: str, port: int) -> AsyncIterator[str]:
         yield f"[{at}]:{real}" if ":" in at else f"{at}:{real}"
     finally:
         server.close()
-        door.close()
+        await door.close()
 
 
 class _Door:
@@ -94,9 +97,13 @@ class _Door:
             self._open.pop(task, None)
             writer.transport.abort()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Cuts every connection. A task that the end of the loop cancels would be an error in the log (before Python 3.12)."""
+        tasks = list(self._open)
         for writer in self._open.values():
             writer.transport.abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S_MAX)
 
     async def _asked(self, reader: asyncio.StreamReader) -> Page:
         try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +34,23 @@ class TestOpenvino(EngineSuite):
         with pytest.raises(EngineError, match=r"fp32\.xml") as caught:
             self.engine.load(tmp_path / "fp32.xml", "cpu")
         assert ".bin" in caught.value.hint
+
+
+def test_two_threads_never_load_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline and the models for peers open at the same moment: then OpenVINO hung for ever (in its first `to_dtype`), about one
+    start in nine."""
+    inside, most = [0], [0]
+
+    def load(self: OpenvinoEngine, artefact: Path, accelerator: str, threads: int) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+
+    monkeypatch.setattr(OpenvinoEngine, "_load", load)
+    loading = [threading.Thread(target=OpenvinoEngine().load, args=(Path("m.xml"), "cpu")) for _ in range(3)]
+    for each in loading:
+        each.start()
+    for each in loading:
+        each.join()
+    assert most == [1]

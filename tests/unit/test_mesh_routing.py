@@ -142,7 +142,7 @@ _quick = st.builds(
 
 @given(wants, _quick, peers, draws)
 def test_where_no_peer_could_be_better_nobody_is_looked_at(wanted: Wanted, here: Here, them: list[There], draw: Draw) -> None:
-    """The short cut decides what the long way does, but for a look at a peer that nobody knows, which such a window is not worth."""
+    """The short cut decides as the long way, but for a look at a peer that nobody knows: such a window is not worth it."""
     soon, found = routing.at_once(wanted, here), decide(wanted, here, them, draw)
     if soon is not None:
         assert (soon.where, soon.here_ns) == ("here", found.here_ns)

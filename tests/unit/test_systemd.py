@@ -11,21 +11,17 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 from waiting import until
+from watched import world
 
-from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
 from edge_runtime.board.systemd import Systemd, found
 from edge_runtime.config import Config
 from edge_runtime.gateway import Gateway
 from edge_runtime.outbox.database import FileDisk
 from edge_runtime.records import Draft, Lane
-from edge_runtime.testing.adapter import NoBus
 from edge_runtime.watching import health, watching
-from edge_runtime.world import World
 
 Socket = socket.socket
 
@@ -95,19 +91,6 @@ class Hanging(FileDisk):
         return super().identity(path)
 
 
-def world(disk: Hanging, systemd: Systemd) -> World:
-    nothing: Any = None
-    log = structlog.wrap_logger(None, processors=[_drop])
-    return World(
-        clock=SystemClock(), dice=SystemDice(), bus=NoBus(), adapters={}, new_worker=ThreadWorker, new_disk=lambda _: disk,
-        make_sink=nothing, new_host=nothing, local_address=nothing, log=log, systemd=systemd,
-    )  # fmt: skip
-
-
-def _drop(*_: Any) -> Any:
-    raise structlog.DropEvent
-
-
 def test_a_disk_that_does_not_come_back_is_told_by_silence(
     listener: tuple[str, Socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +111,8 @@ def test_a_disk_that_does_not_come_back_is_told_by_silence(
 
     async def main() -> None:
         settings = Config.model_validate({"site": "s", "gateway": "g"})
-        gateway = Gateway(settings, tmp_path, world(Hanging(100, free), Systemd(name, watchdog_s=0.04)))
+        disk = Hanging(100, free)
+        gateway = Gateway(settings, tmp_path, world([], new_disk=lambda _: disk, systemd=Systemd(name, watchdog_s=0.04)))
         life = asyncio.create_task(gateway.run())
         await until(lambda: any(b"WATCHDOG=1" in each for each in words()))
         free.clear()
