@@ -145,8 +145,8 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def at_once(wanted: Wanted, here: Here) -> Decision | None:
-    """Where it is done here so soon that no peer could be better by MARGIN_NS; None: it matters who the peers are. Most models are
-    that fast, and looking at sixteen peers takes longer than their windows."""
+    """Where it is done here so soon that no peer could be better by MARGIN_NS; None: it matters who the peers are. Most models
+    are that fast, and looking at sixteen peers takes longer than their windows."""
     here_ns = here.queue_ns + here.service_ns
     matters = wanted.tried or wanted.privacy is Privacy.GATEWAY or not here.able or here.spared or here.stale
     if matters or not here.service_ns or here_ns > min(MARGIN_NS, wanted.remaining_ns):

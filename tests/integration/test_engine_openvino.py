@@ -37,7 +37,7 @@ class TestOpenvino(EngineSuite):
 
 
 def test_two_threads_never_load_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipeline and the models for peers open together: OpenVINO hung then (in its first `to_dtype`), about one start in nine."""
+    """A pipeline and the models for peers open together: OpenVINO hung then (in its first `to_dtype`), one start in nine."""
     inside, most = [0], [0]
 
     def load(self: OpenvinoEngine, artefact: Path, accelerator: str, threads: int) -> Any:
