@@ -11,12 +11,16 @@ settings.register_profile("any-machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any-machine")
 
 COMPUTING = ("sim", "unit")
-"""Folders whose tests compute. All others wait, most of the time, for processes and networks: one of them runs at a time, for
-they share a machine, and beside them one that computes (`-n 2 --dist loadgroup`)."""
+"""Folders whose tests compute. All others wait, most of the time, for processes and networks."""
+
+SITES = ("mesh", "demo", "discovery", "membership", "presence", "privacy", "suites")
+"""In the names of files whose tests run many processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 3 --dist loadgroup` three tests run at a time, one of each group, however many cores there are."""
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
-        item.add_marker(pytest.mark.xdist_group("computing" if folder in COMPUTING else "real"))
+        waiting = "sites" if any(word in item.path.stem for word in SITES) else "real"
+        item.add_marker(pytest.mark.xdist_group("computing" if folder in COMPUTING else waiting))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_runtime.mesh.routing import Reason
 from edge_runtime.watching.health import RULES, STATUSES
 from edge_runtime.watching.metrics import METRICS
 
@@ -52,6 +53,14 @@ with `edge_runtime_` are those that other exporters use for the same thing.
 |---|---|---|---|
 """
 
+_REASONS = """\
+
+## Reasons of `edge_runtime_mesh_decisions_total`
+
+| `reason` | in the words of `edge-runtime mesh why` |
+|---|---|
+"""
+
 
 def document() -> str:
     """The text of docs/metrics.md."""
@@ -61,7 +70,8 @@ def document() -> str:
         f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.help} |\n"
         for each in METRICS
     )
-    return _HEAD + statuses + _RULES + rules + _METRICS + metrics
+    reasons = "".join(f"| `{each.name.lower()}` | {each.value} |\n" for each in Reason)
+    return _HEAD + statuses + _RULES + rules + _METRICS + metrics + _REASONS + reasons
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ LISTEN_S_MIN, LISTEN_S_MAX = 1.0, 30.0
 MEASURE_S_MAX = 1.0
 """The machine has so long to answer (a chip, a network disk); then what it would say is left out."""
 
+FRESH_S = 0.1
+"""A page of metrics is given again for so long: who asks a thousand times a second must not keep the event loop busy."""
+
 LAG_S = 1.0
 """From one look at the event loop's lag to the next."""
 
@@ -48,6 +51,7 @@ class Watching:
         self._gateway, self._log = gateway, log
         self._began_ns = world.clock.mono_ns()
         self._lag = Histogram(LAG_BOUNDS_S)
+        self._page, self._stale_at_s = Page(503, http.TEXT, b""), 0.0
         self._measuring: asyncio.Future[Machine] | None = None
         self._read_vitals = world.vitals(gateway.data_dir)
         self.services: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -77,8 +81,11 @@ class Watching:
             wait_s = min(wait_s * 2, LISTEN_S_MAX)
 
     async def _metrics(self) -> Page:
-        machine = await self._measure()
-        return Page(200, exposition.CONTENT_TYPE, metrics.page(Scrape(self._look(), machine, self._lag)))
+        now_s = asyncio.get_running_loop().time
+        if now_s() >= self._stale_at_s:
+            scrape = Scrape(machine=await self._measure(), seen=self._look(), lag=self._lag)
+            self._page, self._stale_at_s = Page(200, exposition.CONTENT_TYPE, metrics.page(scrape)), now_s() + FRESH_S
+        return self._page
 
     async def _health(self) -> Page:
         found = health.judge(self._look())

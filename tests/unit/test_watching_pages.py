@@ -90,6 +90,27 @@ async def served(log: list[dict[str, Any]]) -> str:
     return str(next(each["at"] for each in log if each["event"] == "metrics_served"))
 
 
+def test_who_asks_all_the_time_gets_the_same_page(tmp_path: Path) -> None:
+    asked = []
+
+    def read() -> Vitals:
+        asked.append(1)
+        return Vitals()
+
+    async def main() -> None:
+        log: list[dict[str, Any]] = []
+        async with running(tmp_path, "127.0.0.1:0", log, vitals=lambda _: read):
+            at, now_s = await served(log), asyncio.get_running_loop().time
+            began_s, pages = now_s(), []
+            for _ in range(100):
+                pages.append(await ask(at, b"GET /metrics HTTP/1.1\r\n\r\n"))
+            assert all(page.startswith(b"HTTP/1.1 200") for page in pages)
+            assert len(asked) <= 1 + (now_s() - began_s) / watching.FRESH_S
+            assert len(asked) < len(pages)
+
+    asyncio.run(main())
+
+
 class Broken:
     """A sink with a bug."""
 
