@@ -254,7 +254,10 @@ def test_without_the_section_nothing_is_loaded(tmp_path: Path) -> None:
     file.write_text(json.dumps(plain))
     code = (
         "import sys, threading, time, os, signal; from edge_runtime.cli import main\n"
-        "threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "def stop():\n"
+        "    while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL: time.sleep(0.05)\n"
+        "    time.sleep(0.5); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
         f"main(['run', {str(file)!r}]); print([name for name in sys.modules if 'edge_runtime.watching' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path)

@@ -61,14 +61,16 @@ def world(far_end: FakeReceiver, told: list[str]) -> World:
 def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) -> None:
     """Signals come when something is on the disk, 0.2 s apart."""
 
-    def on_the_disk() -> int:
+    def accepted() -> int:
+        """What was delivered is still on the disk, or not any more."""
         with closing(sqlite3.connect(folder / "outbox.db", timeout=30)) as database:
-            return int(database.execute("SELECT count(*) FROM lane_sample").fetchone()[0])
+            last = int(database.execute("SELECT coalesce(max(seq), 0) FROM lane_sample").fetchone()[0])
+        return max(last, len(far_end.kept))
 
     async def both() -> None:
         serving = asyncio.create_task(run.serve(Config.model_validate(SETTINGS), folder, world(far_end, told)))
         await until(lambda: "source_connected" in told)
-        await until(lambda: len(far_end.kept) + on_the_disk() > 3)
+        await until(lambda: accepted() > 3)
         for _ in range(signals):
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(0.2)
