@@ -97,23 +97,27 @@ class Builder:
             )
         )
 
-    def source(self, name: str, adapter: Adapter, takers: Sequence[Pipeline], store: Store) -> Source:
+    def source(self, name: str, takers: Callable[[], Sequence[Pipeline]], store: Store) -> Source:
+        """`takers`: the pipelines that take its samples now."""
+
         async def offer(samples: Sequence[Sample]) -> None:
-            for pipeline in takers:
+            for pipeline in takers():
                 pipeline.offer(samples)
 
         async def journal(samples: Sequence[Sample]) -> None:
             await store.journal(name, samples)
 
         async def unreachable(samples: Sequence[Sample]) -> None:
-            for pipeline in takers:
+            for pipeline in takers():
                 pipeline.note_lost(samples)
 
+        adapter = self.adapter(name)
         device = self._settings.devices[name]
         return Source(adapter, device, journal if adapter.redelivers else offer, unreachable)
 
-    def pipeline(self, name: str, adapter: Adapter, store: Store, mesh: Mesh | None) -> Pipeline:
+    def pipeline(self, name: str, store: Store, mesh: Mesh | None) -> Pipeline:
         settings = self._settings.pipelines[name]
+        adapter = self.adapter(settings.device)
         points = adapter.context.points
 
         async def open_model() -> Model | None:
@@ -132,7 +136,7 @@ class Builder:
             dice=self._world.dice,
             log=self._log,
             identity=f"{self._settings.site}/{self._settings.gateway}",
-            place=Shared(settings, mesh.placing) if mesh else None,
+            place=Shared(settings, mesh.placing) if mesh and self._settings.mesh else None,
         )
 
     async def _open_model(self, reference: str, engine: str, accelerator: str, worker: str) -> Model:
@@ -171,14 +175,14 @@ class Builder:
     def mesh(self, depth: Callable[[], int], needs: Callable[[], Sequence[str]]) -> Mesh:
         """`depth`: records that wait for a sink; `needs`: names of the models that the pipelines use, as they are now."""
         world, settings = self._world, self._settings
-        assert settings.mesh is not None
-        offering = self._offering(settings.mesh, lambda: mesh.refresh())
+        together = config.together(settings)
+        offering = self._offering(together, lambda: mesh.refresh())
         mesh = Mesh(
             settings,
             bus=world.bus,
-            discovery=world.new_discovery(settings.mesh, settings.broker.listen),
+            discovery=world.new_discovery(together, settings.broker.listen),
             new_host=lambda: world.new_host(settings.broker, self.data_dir / "broker"),
-            reachable=lambda: world.reachable(settings),
+            reachable=lambda: world.reachable(settings) if settings.mesh else (),
             executor=offering,
             needs=needs,
             read_vitals=world.vitals(self.data_dir),

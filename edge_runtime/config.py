@@ -73,6 +73,29 @@ class Mesh(Section):
     power: Literal["auto", "mains", "battery"] = Field("auto", description="auto: as the machine says; battery: a last choice")
 
 
+ALONE = Mesh(discovery="off", accept_tasks=False)
+"""Of a gateway that has a local broker and no `mesh`: it says that it is there, and shares no work."""
+
+
+class Control(Section):
+    """What others may set and ask of this gateway over the local broker: configuration and commands."""
+
+    groups: list[Name] = Field(
+        default_factory=list,
+        description="Groups whose configuration counts here, the strongest last; every gateway is in the group `default`",
+        examples=[["presses"]],
+    )
+    trial_s: Seconds = Field(60.0, description="A new configuration that is not healthy by then is taken back")
+    require_signature: bool = Field(
+        True, description="With a site: configuration and commands must be signed by a person of the site who may give them"
+    )
+    from_network: bool = Field(
+        False,
+        description="Without a site: take configuration and commands also over a broker that others on the network reach; "
+        "whoever is there may change this gateway",
+    )
+
+
 class Device(Section):
     """A PLC, a sensor, a camera."""
 
@@ -264,7 +287,11 @@ class Config(Section):
     models_dir: str = Field(
         "models", description="Folder with the models, relative to this file; shipped models are found anyway"
     )
+    site_dir: str = Field(
+        "", description="Folder with this gateway's key and certificate (`edge-runtime join`); default: identity in `data_dir`"
+    )
     broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
+    control: Control = Field(default_factory=Control, description="Configuration and commands over the local broker")
     devices: dict[Name, Device] = Field(
         default_factory=dict, description="What is connected, by name; may be empty where `mesh.offers` names a model"
     )
@@ -274,6 +301,11 @@ class Config(Section):
     mesh: Mesh | None = Field(None, description="Work shared with other gateways of the site; without it this one works alone")
     metrics: Metrics | None = Field(None, description="Health and metrics over HTTP; without it nothing listens")
     log: Log = Field(default_factory=Log, description="The log on standard error")
+
+
+def together(settings: Config) -> Mesh:
+    """How it is with the other gateways; nothing of it needs a `mesh` section."""
+    return settings.mesh or ALONE
 
 
 class Loaded(BaseModel):

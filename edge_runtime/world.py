@@ -40,7 +40,6 @@ class World:
     new_disk: Callable[[int], Disk]
     make_sink: MakeSink
     new_host: Callable[[config.Broker, Path], Host]
-    local_address: Callable[[str], Address]
     log: Any
     open_model: OpenModel = open_model
     version: str = ""

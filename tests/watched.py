@@ -61,7 +61,7 @@ def world(log: list[dict[str, Any]], **more: Any) -> World:
     nothing: Any = None
     parts: dict[str, Any] = {
         "clock": SystemClock(), "dice": SystemDice(), "bus": NoBus(), "adapters": {}, "new_worker": ThreadWorker,
-        "new_disk": FileDisk, "make_sink": nothing, "new_host": nothing, "local_address": nothing,
+        "new_disk": FileDisk, "make_sink": nothing, "new_host": nothing,
         "log": structlog.wrap_logger(None, processors=[note]),
     }  # fmt: skip
     return World(**parts | more)

@@ -14,12 +14,16 @@ import structlog
 from edge_runtime.config import AnySink, Broker, Config
 from edge_runtime.gateway import Gateway
 from edge_runtime.outbox.database import FileDisk
-from edge_runtime.ports import Address, BrokerError, Disk, Host, SinkError
+from edge_runtime.ports import BrokerError, Disk, Host, SinkError
 from edge_runtime.records import Lane
-from edge_runtime.testing.adapter import Faulty, FaultyPush, NoBus
+from edge_runtime.testing.adapter import Faulty, FaultyPush
+from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.host import FakeHost
+from edge_runtime.testing.lan import Lan
 from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualClock, VirtualLoop, run
 from edge_runtime.testing.mailbox import Mailbox
 from edge_runtime.testing.model import FakeModels
+from edge_runtime.testing.network import FakeBroker
 from edge_runtime.testing.sink import FakeReceiver, FakeSink, Faults
 from edge_runtime.world import World
 
@@ -39,8 +43,13 @@ class Site:
         self.log: list[dict[str, Any]] = []
         self.lives = 0
         self.clock = VirtualClock(loop)
+        self.lan = Lan(loop)
+        self.broker = FakeBroker(self.lan, "g", running=False)
+        """What a gateway hosts."""
         self.new_disk: Callable[[int], Disk] = FileDisk
-        self.new_host: Callable[[Broker, Path], Host] = no_host
+        self.new_host: Callable[[Broker, Path], Host] = lambda _settings, _folder: FakeHost(
+            self.broker, Fence("g"), loop.rng("host")
+        )
         self.broken_sinks: dict[str, str] = {}
 
     def gateway(self, **settings: Any) -> Gateway:
@@ -90,13 +99,12 @@ class Site:
         return World(
             clock=self.clock,
             dice=SeededDice(rng, node=str(self.lives)),
-            bus=NoBus(),
+            bus=self.lan.bus(Fence("g")),
             adapters={"mailbox": self.mailbox.adapter(), "faulty": Faulty, "push": FaultyPush},
             new_worker=lambda _: InlineWorker(rng),
             new_disk=lambda pages: self.new_disk(pages),
             make_sink=make_sink,
             new_host=lambda broker, folder: self.new_host(broker, folder),
-            local_address=lambda url: Address(host=url),
             log=structlog.wrap_logger(None, processors=[self._note]),
             open_model=self.models.open,
         )

@@ -66,7 +66,6 @@ def real_world(registry: Any, log: Any) -> World:
     """The machine that we run on."""
     from importlib.metadata import version
 
-    from edge_runtime.address import address
     from edge_runtime.board import systemd
     from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
     from edge_runtime.board.vitals import SystemVitals
@@ -87,7 +86,6 @@ def real_world(registry: Any, log: Any) -> World:
         new_disk=FileDisk,
         make_sink=sinks.make,
         new_host=lambda settings, folder: BrokerHost(settings, folder, clock, dice, log),
-        local_address=address,
         log=log,
         version=version("edge-runtime"),
         new_discovery=lambda mesh, listen: discovery.make(mesh, listen, log),

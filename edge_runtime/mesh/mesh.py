@@ -17,7 +17,7 @@ from typing import Any
 from edge_runtime.address import address
 from edge_runtime.board.vitals import READ_S
 from edge_runtime.bus.frames import Verdict
-from edge_runtime.config import Config
+from edge_runtime.config import Config, together
 from edge_runtime.mesh.admission import Outcome
 from edge_runtime.mesh.answering import Answering
 from edge_runtime.mesh.asking import Asking
@@ -67,10 +67,10 @@ class Mesh:
         dice: Dice,
         log: Any,
     ) -> None:
-        assert settings.mesh is not None
+        shared = together(settings)
         self.link = Link(settings.site, settings.gateway, dice.token(), log)
         self.asking = Asking(self.link, clock, log)
-        self.answering = Answering(self.link, executor, settings.mesh, clock, log, outside=lambda: bool(self.presence.name_taken))
+        self.answering = Answering(self.link, executor, shared, clock, log, outside=lambda: bool(self.presence.name_taken))
         self.presence = Presence(
             self.link, settings, self.answering.offers, needs, self._facts, clock, dice, log, self.asking.gone, version
         )
@@ -96,8 +96,8 @@ class Mesh:
         self.membership = Membership(
             settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.alive
         )
-        self._settings, self._reachable, self._executor = settings.mesh, reachable, executor
-        self.vitals = powered(Vitals(), settings.mesh)
+        self._settings, self._reachable, self._executor = shared, reachable, executor
+        self.vitals = powered(Vitals(), shared)
         self._read_vitals, self._new_worker, self._outbox_depth = read_vitals, new_worker, outbox_depth
         self.services: dict[str, Callable[[], Awaitable[None]]] = {
             "mesh membership": self.membership.run,

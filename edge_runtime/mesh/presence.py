@@ -21,7 +21,7 @@ import msgspec
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import MODELS_MAX, PLACES_MAX, Birth, Load
-from edge_runtime.config import Config, Mesh
+from edge_runtime.config import Config, Mesh, together
 from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.naming import Name
@@ -61,14 +61,14 @@ class Presence:
         self, link: Link, settings: Config, offers: Callable[[], Sequence[Offer]], needs: Callable[[], Sequence[str]],
         load: Callable[[], Facts], clock: Clock, dice: Dice, log: Any, on_gone: Callable[[str], None], version: str = "",
     ) -> None:  # fmt: skip
-        assert settings.mesh is not None
-        self.peers = Peers(settings.gateway, settings.mesh)
+        mesh = together(settings)
+        self.peers = Peers(settings.gateway, mesh)
         self.name = Name(link.instance)
         self.endpoints: tuple[Endpoint, ...] = ()
         """Where our broker listens, or would; `refresh` after a change, as with all that stands in the birth."""
         self.accelerators: tuple[str, ...] = ()
         self.fingerprint = ""
-        self._link, self._settings, self._mesh = link, settings, settings.mesh
+        self._link, self._settings, self._mesh = link, settings, mesh
         self._offers, self._needs, self._load = offers, needs, load
         self._clock, self._dice, self._log, self._on_gone = clock, dice, log, on_gone
         self._version = version

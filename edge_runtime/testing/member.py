@@ -14,7 +14,7 @@ from edge_runtime.gateway import Gateway
 from edge_runtime.mesh import election
 from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.mesh import Mesh
-from edge_runtime.ports import Address, Endpoint
+from edge_runtime.ports import Endpoint
 from edge_runtime.testing.discovery import Air, FakeDiscovery
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence
@@ -121,7 +121,6 @@ class Member:
             new_disk=lambda _: self.disk,
             make_sink=make_sink,
             new_host=lambda *_: FakeHost(self.broker, fence, rng, self.hosts),
-            local_address=lambda url: Address(host="127.0.0.1", port=PORT),
             log=self._log,
             open_model=self.models.open,
             new_discovery=lambda mesh, _: NoDiscovery() if mesh.discovery == "off" else FakeDiscovery(self._air, fence),

@@ -26,7 +26,6 @@ from edge_runtime import config
 from edge_runtime.config import AnySink, Config
 from edge_runtime.gateway import Gateway
 from edge_runtime.pipeline.windowing import Window, Windowing
-from edge_runtime.ports import Address
 from edge_runtime.records import Gap, Lane, Record, Result, Sample
 from edge_runtime.testing.adapter import Faulty, NoBus
 from edge_runtime.testing.disk import FaultyDisk
@@ -245,7 +244,6 @@ class Simulation:
             new_disk=lambda _: self.disk,
             make_sink=make_sink,
             new_host=_no_host,
-            local_address=lambda url: Address(host=url),
             log=LOG,
             open_model=self.models.open,
         )

@@ -23,17 +23,6 @@ RECENT_S = 60.0
 """A service that failed so short a while ago counts as failing."""
 
 
-class Broker(Protocol):
-    """gateway.BrokerState."""
-
-    @property
-    def running(self) -> bool: ...
-    @property
-    def cause(self) -> str: ...
-    @property
-    def hint(self) -> str: ...
-
-
 class Failure(Protocol):
     """gateway.Failure."""
 
@@ -59,8 +48,6 @@ class Gateway(Protocol):
     asked_to_stop: asyncio.Event
 
     @property
-    def broker(self) -> Broker: ...
-    @property
     def failures(self) -> Mapping[str, Failure]: ...
     @property
     def data_dir(self) -> Path: ...
@@ -69,8 +56,6 @@ class Gateway(Protocol):
 def look(gateway: Gateway, began_ns: int) -> Seen:
     """`began_ns`: when it began, as ports.Clock.mono_ns()."""
     settings, now = gateway.settings, gateway.world.clock.now()
-    hosts = settings.broker.mode == "hosted" and gateway.mesh is None
-    broker = gateway.broker
     return Seen(
         site=settings.site,
         gateway=settings.gateway,
@@ -83,8 +68,8 @@ def look(gateway: Gateway, began_ns: int) -> Seen:
         pipelines={name: Worked(each.state, each.waiting, each.model_name) for name, each in gateway.pipelines.items()},
         sinks={name: Delivered(each.state, _by_kind(each.depth())) for name, each in gateway.deliveries.items()},
         failing=_failing(gateway.failures),
-        hosted=Hosted(broker.running, broker.cause, broker.hint) if hosts else None,
-        mesh=_together(gateway.mesh) if gateway.mesh else None,
+        hosted=_hosted(gateway.mesh) if gateway.mesh and settings.mesh is None and settings.broker.mode == "hosted" else None,
+        mesh=_together(gateway.mesh) if gateway.mesh and settings.mesh else None,
     )
 
 
@@ -109,6 +94,11 @@ def _outbox(store: Store) -> Outbox:
 def _failing(failures: Mapping[str, Failure]) -> dict[str, Failing]:
     now_s = asyncio.get_running_loop().time()
     return {name: Failing(each.count, now_s - each.at_s < RECENT_S, each.cause) for name, each in failures.items()}
+
+
+def _hosted(mesh: Mesh) -> Hosted:
+    state = mesh.membership.state
+    return Hosted(state.role == "host", state.cause, state.hint)
 
 
 def _together(mesh: Mesh) -> Together:

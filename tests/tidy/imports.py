@@ -23,6 +23,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "ai_edge_litert": ("edge_runtime/inference/engine_tflite.py",),
     "tflite_runtime": ("edge_runtime/inference/engine_tflite.py",),
     "openvino": ("edge_runtime/inference/engine_openvino.py",),
+    "cryptography": ("edge_runtime/trust/keys.py", "edge_runtime/trust/certificates.py"),
     "pymodbus": ("adapters/edge_adapters/modbus_link.py", "edge_runtime/testing/"),
     "serial": ("adapters/edge_adapters/modbus_link.py",),
     "rich": ("edge_runtime/cli/",),
@@ -32,7 +33,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 """Import name -> the files (or folders, with / at the end) that may import it. sqlite3 comes with Python; it is here because a
 second place with SQL would be a second truth about what is on disk."""
 
-CORE = ("msgspec", "numpy", "paho", "pydantic", "sqlite3", "structlog", "yaml")
+CORE = ("cryptography", "msgspec", "numpy", "paho", "pydantic", "sqlite3", "structlog", "yaml")
 """Installed with every gateway; everything else is an extra, imported inside the function that needs it."""
 
 LEVELS: dict[str, int] = {
@@ -44,12 +45,15 @@ LEVELS: dict[str, int] = {
     "adapter": 3,
     "crosschecks": 4,
     "config": 5,
+    "trust": 5,
+    "services": 5,
     "bus": 6,
     "board": 6,
     "outbox": 7,
     "mesh": 7,
     "inference": 8,
     "sources": 8,
+    "control": 8,
     "receiver": 8,
     "world": 9,
     "pipeline": 9,
@@ -64,8 +68,11 @@ LEVELS: dict[str, int] = {
 
 ONLY: dict[str, tuple[str, ...]] = {
     "receiver": ("outbox", "bus", "address", "ports", "records"),
+    "trust": ("document", "saying", "ports", "records"),
+    "control": ("outbox", "bus", "board", "trust", "config", "crosschecks", "adapter", "document", "saying", "ports", "records"),
 }
-"""Rooms that stand further apart than their level says: the receiver is the cloud's end, it knows no gateway."""
+"""Rooms that stand further apart than their level says: the receiver is the cloud's end, it knows no gateway; trust knows no
+gateway either; control steers through ports, it knows neither mesh nor pipelines."""
 
 
 def outside_libraries(tree: Tree) -> Iterator[str]:

@@ -15,7 +15,7 @@ FUNCTION_LINES_MAX = 60
 CLOCK_MODULES = ("time", "random", "uuid", "secrets")
 CLOCK_CALLS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today", "os.urandom", "os.getrandom")
 CLOCK_PLACES = ("edge_runtime/board/system.py", "edge_runtime/testing/")
-SUPERVISORS = ("edge_runtime/sources/supervisor.py", "edge_runtime/gateway.py", "edge_runtime/testing/")
+SUPERVISORS = ("edge_runtime/sources/supervisor.py", "edge_runtime/services.py", "edge_runtime/testing/")
 """The testing kit is one, too: its loop and its node outlive whatever runs in them."""
 EMPTY_NAMES = ("manager", "helper", "helpers", "util", "utils", "misc", "common", "stuff")
 GENERIC_PACKAGES = ("packaging", "adapters", "models", "hil", "firmware-profiles", "docs")

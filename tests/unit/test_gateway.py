@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import Site, box, plc, simulated, until
+from worlds import Site, box, no_host, plc, simulated, until
 
 from edge_runtime.config import Broker
-from edge_runtime.gateway import STOP_S_MAX
+from edge_runtime.gateway import STOP_S_MAX, Gateway
+from edge_runtime.mesh.membership import State
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import Address, BrokerError, EdgeError
@@ -19,6 +20,7 @@ from edge_runtime.records import Lane
 from edge_runtime.sources.supervisor import Source
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.host import FakeHost
 from edge_runtime.testing.sink import FakeSink
 
 FORWARD = {"devices": {"d": box("a")}, "pipelines": {"raw": {"device": "d"}}}
@@ -35,37 +37,42 @@ def numbered(count: int, first: int = 0) -> list[dict[str, Any]]:
 # --- broker, sinks, devices ----------------------------------------------------------------------------------------------
 
 
-class Host:
+class Host(FakeHost):
     """A broker that does not start at first."""
 
-    def __init__(self, failures: int) -> None:
-        self.failures, self.starts, self.stops = failures, 0, 0
+    def __init__(self, site: Site, failures: int, calls: list[str]) -> None:
+        super().__init__(site.broker, Fence("g"), site.loop.rng("host"))
+        self.failures, self.calls = failures, calls
 
     async def start(self) -> Address:
-        self.starts += 1
+        self.calls.append("start")
         await asyncio.sleep(1.0)
-        if self.starts <= self.failures:
+        if self.calls.count("start") <= self.failures:
             raise BrokerError("port 1883 is taken", "another broker?")
-        return Address(host="127.0.0.1")
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
+        return await super().start()
 
     async def stop(self) -> None:
-        self.stops += 1
+        self.calls.append("stop")
+        await super().stop()
+
+
+def hosting(gateway: Gateway) -> State:
+    assert gateway.mesh is not None
+    return gateway.mesh.membership.state
 
 
 def test_nothing_local_waits_for_a_broker_that_does_not_start(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
-        host = Host(failures=3)
-        site.new_host = lambda _settings, _folder: host
+        calls: list[str] = []
+        site.new_host = lambda _settings, _folder: Host(site, 3, calls)
         async with site.running(**FORWARD, broker={"mode": "hosted"}) as gateway:
             site.post(*numbered(3))
             await until(lambda: values(site) == [0, 1, 2], 0.9)  # before the first attempt is over
-            await until(lambda: gateway.broker.cause)
-            assert (gateway.broker.running, gateway.broker.hint) == (False, "another broker?")
-            await until(lambda: gateway.broker.running)
-        assert (host.starts, host.stops) == (4, 4)
+            await until(lambda: hosting(gateway).cause)
+            assert (hosting(gateway).connected, hosting(gateway).hint) == (False, "another broker?")
+            await until(lambda: hosting(gateway).connected)
+            assert hosting(gateway).role == "host"
+        assert calls == ["start", "stop"] * 4
         assert len(site.events("broker_does_not_start")) == 1
 
     simulated(scenario, tmp_path)
@@ -73,8 +80,9 @@ def test_nothing_local_waits_for_a_broker_that_does_not_start(tmp_path: Path) ->
 
 def test_a_hosted_broker_that_cannot_be_made_is_shown(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
+        site.new_host = no_host
         async with site.running(**FORWARD, broker={"mode": "hosted"}) as gateway:
-            await until(lambda: gateway.broker.cause == "no broker in this test")
+            await until(lambda: hosting(gateway).cause == "no broker in this test")
             site.post(*numbered(3))
             await until(lambda: values(site) == [0, 1, 2])
 
@@ -356,14 +364,15 @@ def test_services_end_in_the_order_of_the_data(tmp_path: Path, monkeypatch: pyte
     class Ordered(Host):
         async def stop(self) -> None:
             order.append("broker")
+            await super().stop()
 
     monkeypatch.setattr(Source, "run", source)
     monkeypatch.setattr(Delivery, "run", delivery)
 
     async def scenario(site: Site) -> None:
-        site.new_host = lambda _settings, _folder: Ordered(0)
+        site.new_host = lambda _settings, _folder: Ordered(site, 0, [])
         async with site.running(**FORWARD, broker=Broker(mode="hosted").model_dump()) as gateway:
-            await until(lambda: gateway.broker.running)
+            await until(lambda: hosting(gateway).connected)
         assert order == ["source", "delivery", "broker"]
 
     simulated(scenario, tmp_path)

@@ -53,7 +53,6 @@ def world(far_end: FakeReceiver, told: list[str]) -> World:
         new_disk=FileDisk,
         make_sink=lambda *_, **__: FakeSink(far_end, "g", random.Random(1), Faults(timeout_s=0.05)),
         new_host=refuse,
-        local_address=refuse,
         log=structlog.wrap_logger(None, processors=[note]),
     )
 

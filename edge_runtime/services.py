@@ -1,0 +1,89 @@
+"""The services of a gateway (a supervisor): each runs by itself, and one that fails by a fault of ours is started again after a
+while, whatever the others do.
+
+    services = Services(log)
+    task = services.keep("pipeline wear", pipeline.run)
+    await services.drop("pipeline wear")
+    services.failures["pipeline wear"].cause
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge_runtime.saying import told
+
+RESTART_S_MIN, RESTART_S_MAX = 1.0, 30.0
+"""Wait before a service that failed unexpectedly is started again."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Of a service, by a fault of ours. `at_s`: the last one, as the event loop's time."""
+
+    count: int
+    at_s: float
+    cause: str
+
+
+class Services:
+    """Of one gateway, by name, in the order in which they were started."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tasks
+
+    def keep(self, name: str, service: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Runs it until it returns or is dropped."""
+        self._tasks[name] = asyncio.create_task(self._supervised(name, service), name=name)
+        return self._tasks[name]
+
+    async def drop(self, *names: str) -> None:
+        """All of them at once; returns when they have ended. A name that is not there is none too many."""
+        await cancel([self._tasks.pop(name) for name in names if name in self._tasks])
+
+    async def drop_all(self, but: Iterable[str] = ()) -> None:
+        await self.drop(*[name for name in self._tasks if name not in but])
+
+    async def ended(self, names: Sequence[str], limit_s: float) -> None:
+        """Returns when these have ended by themselves, or the time is up."""
+        tasks = [self._tasks[name] for name in names if name in self._tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=limit_s)
+
+    async def _supervised(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
+        wait_s, clock = RESTART_S_MIN, asyncio.get_running_loop().time
+        while True:
+            began_s = clock()
+            try:
+                return await service()
+            except Exception as error:  # noqa: BLE001 - a supervisor: one service's bug must not stop the others
+                if clock() - began_s > RESTART_S_MAX:
+                    wait_s = RESTART_S_MIN
+                count = self.failures[name].count + 1 if name in self.failures else 1
+                self.failures[name] = Failure(count, clock(), told(error))
+                self._log.exception("service_failed", service=name, error=told(error), again_in_s=wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RESTART_S_MAX)
+
+
+async def within(limit_s: float, waits: Sequence[Awaitable[None]]) -> None:
+    """All of them, or until the time is up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=limit_s)
+        await cancel(list(late))
+
+
+async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
