@@ -1,0 +1,176 @@
+"""The identity folder of a gateway or a person: who it is, at which site, and whom that site trusts.
+
+ca.pem, cert.pem, key.pem (0600), roster.json (signed by the authority). No folder: there is no site. A folder with something
+missing or wrong in it is an error, never "no site": that would open what was closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, TypeVar
+
+from edge_runtime.ports import EdgeError
+from edge_runtime.trust import certificates, files
+from edge_runtime.trust.certificates import Subject
+from edge_runtime.trust.envelope import open_roster, seal
+from edge_runtime.trust.keys import PrivateKey
+from edge_runtime.trust.roster import Forged, Role, Roster, certificate_name
+
+T = TypeVar("T")
+
+CA = "ca.pem"
+CERTIFICATE = "cert.pem"
+KEY = "key.pem"
+ROSTER = "roster.json"
+_AGAIN = "join the site again, or restore the folder from a backup"
+
+
+@dataclass(eq=False)
+class Identity:
+    """Of one member of one site. It changes only by `take_roster` and `take_certificate`."""
+
+    folder: Path
+    subject: Subject
+    key: PrivateKey
+    authority: bytes
+    """The raw public key of the site's authority."""
+    roster: Roster
+    signed_roster: bytes = field(repr=False)
+    """As the authority signed it: to be handed on."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """None: there is no site. Raises EdgeError: something in the folder is missing, broken, readable by others, of
+        another site or another key."""
+        if files.is_empty(folder):
+            return None
+        key = PrivateKey.load(folder / KEY)
+        return cls._checked(folder, key, *(files.read(folder / name) for name in (CA, CERTIFICATE, ROSTER)))
+
+    @classmethod
+    def begin(cls, folder: Path) -> PrivateKey:
+        """The key of an identity that is about to be: it stands beside the folder until `finish`. The same one, when called
+        again: a request that is on its way stays good. Raises EdgeError, also when there is an identity already."""
+        cls._refuse_second(folder)
+        waiting = _waiting(folder)
+        files.make_folder(waiting)
+        if not (waiting / KEY).exists():
+            PrivateKey.generate().save(waiting / KEY)
+        return PrivateKey.load(waiting / KEY)
+
+    @classmethod
+    def finish(cls, folder: Path, *, ca: bytes, certificate: bytes, roster: bytes) -> Self:
+        """Makes the folder, with the key of `begin`, all of it at once. Raises EdgeError when the parts do not fit."""
+        cls._refuse_second(folder)
+        waiting = _waiting(folder)
+        cls._checked(waiting, PrivateKey.load(waiting / KEY), ca, certificate, roster)
+        for name, content in ((CA, ca), (CERTIFICATE, certificate), (ROSTER, roster)):
+            files.write(waiting / name, content)
+        files.move_folder(waiting, folder.absolute())
+        identity = cls.load(folder)
+        assert identity is not None
+        return identity
+
+    @property
+    def site(self) -> str:
+        return self.subject.site
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
+
+    @property
+    def role(self) -> Role:
+        return self.subject.role
+
+    @property
+    def username(self) -> str:
+        """As the broker knows us: press-1, person:alice."""
+        return certificate_name(self.name, self.role)
+
+    @property
+    def not_after_s(self) -> int:
+        """When our certificate should have been renewed: seconds since 1970."""
+        return self.subject.not_after_s
+
+    @property
+    def is_revoked(self) -> bool:
+        """The newest roster that we have says so: nobody who has it will hear us."""
+        return self.roster.is_revoked(key=self.subject.key)
+
+    @property
+    def ca_file(self) -> Path:
+        return self.folder / CA
+
+    @property
+    def cert_file(self) -> Path:
+        return self.folder / CERTIFICATE
+
+    @property
+    def key_file(self) -> Path:
+        return self.folder / KEY
+
+    def sign(self, document: bytes, context: str) -> bytes:
+        """An envelope in our name."""
+        return seal(document, context, self.key, self.name)
+
+    def take_roster(self, payload: bytes) -> bool:
+        """True: it was newer and is ours now, also on disk. False: we had it, or a newer one. Raises Forged (not signed by our
+        authority; or another roster with the revision of ours), EdgeError when it cannot be written: then we keep the old."""
+        roster = open_roster(payload, self.site, self.authority)
+        if roster.revision == self.roster.revision and roster != self.roster:
+            raise Forged(f"two rosters with revision {roster.revision}", "was the authority's folder restored from a backup?")
+        if roster.revision <= self.roster.revision:
+            return False
+        files.write(self.folder / ROSTER, payload)
+        self.roster, self.signed_roster = roster, payload
+        return True
+
+    def take_certificate(self, pem: bytes) -> bool:
+        """True: our renewed certificate, now on disk. False: ours runs as long. Raises EdgeError: not ours."""
+        subject = _own(pem, files.read(self.ca_file), self.key)
+        if (subject.name, subject.role) != (self.name, self.role):
+            raise EdgeError(f"a certificate of {subject.name} ({subject.role}), not of {self.name} ({self.role})", _AGAIN)
+        if subject.not_after_s <= self.not_after_s:
+            return False
+        files.write(self.cert_file, pem)
+        self.subject = subject
+        return True
+
+    @classmethod
+    def _checked(cls, folder: Path, key: PrivateKey, ca: bytes, certificate: bytes, roster: bytes) -> Self:
+        site, authority = _naming(folder / CA, lambda: certificates.parse_authority(ca))
+        subject = _naming(folder / CERTIFICATE, lambda: _own(certificate, ca, key))
+        opened = _naming(folder / ROSTER, lambda: open_roster(roster, site, authority))
+        return cls(folder, subject, key, authority, opened, roster)
+
+    @staticmethod
+    def _refuse_second(folder: Path) -> None:
+        if not files.is_empty(folder):
+            raise EdgeError(f"{folder}: there is an identity already", f"to join another site, first: mv {folder} {folder}.old")
+
+
+def _waiting(folder: Path) -> Path:
+    folder = folder.absolute()
+    return folder.with_name(folder.name + ".joining")
+
+
+def _own(pem: bytes, ca: bytes, key: PrivateKey) -> Subject:
+    subject = certificates.parse(pem)
+    site, _ = certificates.parse_authority(ca)
+    if subject.site != site:
+        raise EdgeError(f"is of the site {subject.site}, but ca.pem is of {site}", _AGAIN)
+    if not certificates.is_signed(pem, ca):
+        raise EdgeError(f"was not signed by this site's authority (ca.pem), though both say {site}", _AGAIN)
+    if subject.key != key.public.hex():
+        raise EdgeError("does not belong to the key in key.pem", _AGAIN)
+    return subject
+
+
+def _naming(path: Path, step: Callable[[], T]) -> T:
+    try:
+        return step()
+    except EdgeError as error:
+        raise EdgeError(f"{path}: {error.cause}", error.hint or _AGAIN) from None

@@ -1,0 +1,140 @@
+"""Who belongs to a site: its members, and what was revoked. The site's authority signs it; the highest revision wins."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge_runtime.document import NAME
+from edge_runtime.ports import EdgeError
+from edge_runtime.trust.keys import fingerprint
+
+VERSION = 1
+MEMBERS_MAX = 2_000
+REVOKED_MAX = 8_000
+REVISION_MAX = 2**53 - 1
+"""What every JSON reader can hold."""
+PERSON = "person:"
+"""Before the name of a person in the common name of a certificate: MQTT user names of people and of gateways never meet."""
+NAME_CHARACTERS_MAX = {"gateway": 63, "person": 57}
+"""A common name has 64 characters at most (X.520)."""
+
+Role = Literal["gateway", "viewer", "operator", "engineer"]
+"""viewer: reads. operator: and commands. engineer: and configures."""
+PEOPLE: tuple[Role, ...] = ("viewer", "operator", "engineer")
+ROLES: tuple[Role, ...] = ("gateway", *PEOPLE)
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+"""A raw Ed25519 public key in hex."""
+Serial = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}$")]
+"""Of a certificate, in hex."""
+
+
+class Forged(EdgeError):
+    """A document that nobody of this site has signed as it is, or that does not keep the contract of a signed one."""
+
+
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A gateway or a person, with the certificate that is in force."""
+
+    name: Name
+    role: Role
+    key: Key
+    serial: Serial
+    not_after_s: int
+    """Seconds since 1970: until then it should have been renewed. Judged only by a clock that is synchronised."""
+
+    @property
+    def public(self) -> bytes:
+        return bytes.fromhex(self.key)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.public)
+
+
+class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A certificate that is void, and with it its key. A key that was renewed has several."""
+
+    name: Name
+    key: Key
+    serial: Serial
+    why: Annotated[str, msgspec.Meta(max_length=100)]
+
+
+class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    v: int
+    site: Name
+    revision: Annotated[int, msgspec.Meta(ge=1, le=REVISION_MAX)]
+    members: Annotated[tuple[Member, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    revoked: Annotated[tuple[Revoked, ...], msgspec.Meta(max_length=REVOKED_MAX)]
+    crl: Annotated[str, msgspec.Meta(max_length=2**20)] = ""
+    """The same revocations as a CRL in PEM: for whoever hosts the broker."""
+
+    def member(self, key_fingerprint: str) -> Member | None:
+        """None: no member, or one that was revoked."""
+        return self._by_key.get(key_fingerprint)
+
+    def named(self, name: str) -> Member | None:
+        """None: nobody has this name now."""
+        return self._by_name.get(name)
+
+    def is_revoked(self, *, key: str = "", serial: str = "") -> bool:
+        """By the public key or the serial number of a certificate (hex)."""
+        return key in self._revoked_keys or serial in self._revoked_serials
+
+    @cached_property
+    def _by_key(self) -> dict[str, Member]:
+        return {each.fingerprint: each for each in self.members if each.key not in self._revoked_keys}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Member]:
+        return {each.name: each for each in self.members}
+
+    @cached_property
+    def _revoked_keys(self) -> frozenset[str]:
+        return frozenset(each.key for each in self.revoked)
+
+    @cached_property
+    def _revoked_serials(self) -> frozenset[str]:
+        return frozenset(each.serial for each in self.revoked)
+
+
+def decode(document: bytes) -> Roster:
+    """Raises Forged, naming what is wrong and where. It checks the form, not the signature: see envelope.open_roster."""
+    try:
+        roster = msgspec.json.decode(document, type=Roster)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Forged(f"roster: {error}", "was it made by `edge-runtime site`?") from None
+    if roster.v != VERSION:
+        raise Forged(f"roster: version {roster.v}, this side speaks {VERSION}", "update the older side")
+    for what, values in (("name", [m.name for m in roster.members]), ("key", [m.key for m in roster.members])):
+        if len(set(values)) < len(values):
+            raise Forged(f"roster: two members have the same {what}", "was it made by `edge-runtime site`?")
+    if any(roster.is_revoked(key=each.key) for each in roster.members):
+        raise Forged("roster: a member has a revoked key", "was it made by `edge-runtime site`?")
+    return roster
+
+
+def encode(roster: Roster) -> bytes:
+    return msgspec.json.encode(roster)
+
+
+def certificate_name(name: str, role: Role) -> str:
+    """Of a certificate, and so the MQTT user name: press-1, person:alice."""
+    return name if role == "gateway" else PERSON + name
+
+
+def check_name(name: str, role: Role) -> None:
+    """Raises EdgeError when nobody can have this name in this role."""
+    if role not in ROLES:
+        raise EdgeError(f"{role}: no such role", f"one of {', '.join(ROLES)}")
+    longest = NAME_CHARACTERS_MAX["gateway" if role == "gateway" else "person"]
+    if not re.fullmatch(NAME, name) or len(name) > longest:
+        raise EdgeError(
+            f"{name[:80]!r}: not a name", f"letters, digits, - and _; starts with a letter or digit; at most {longest}"
+        )

@@ -1,0 +1,214 @@
+"""TLS with the certificates of a site: among ourselves, and with a real mosquitto, whatever year its clock or ours shows."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brokers import Broker, mosquitto
+from trusted import PASSPHRASE, Site, Still
+
+from edge_runtime.ports import EdgeError
+from edge_runtime.trust import tls
+from edge_runtime.trust.authority import Authority
+from edge_runtime.trust.certificates import Subject
+from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import Forged
+
+YEARS = {"1970": "@1970-01-02 00:00:00", "now": "", "2100": "@2100-01-01 00:00:00"}
+
+HELLO = bytes.fromhex("100d00044d51545404020005000161")
+"""MQTT's CONNECT, as client `a`."""
+WELCOME = bytes.fromhex("20020000")
+KNOCK = """
+import sys, time
+from pathlib import Path
+from edge_runtime.trust.identity import Identity
+from test_trust_tls import knock
+print(time.gmtime().tm_year, knock(Identity.load(Path(sys.argv[1])), int(sys.argv[2])).hex())
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def shake(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """A handshake in memory -> (as the server sees it, as the client sees it)."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        server.wrap_bio(to_server, to_client, server_side=True),
+        client.wrap_bio(to_client, to_server, server_side=False),
+    )
+    for _ in range(4):
+        for end in (ends[1], ends[0]):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    for end in ends:  # with TLS 1.3 the server's refusal comes after the client's handshake
+        try:
+            end.read()
+        except ssl.SSLWantReadError:
+            continue
+    return ends
+
+
+def meet(server: Identity, client: Identity) -> tuple[Subject, Subject]:
+    """-> (whom the client has met, whom the server has met)."""
+    at_server, at_client = shake(tls.server_context(server), tls.client_context(client))
+    return tls.check_peer(at_client, client.roster), tls.check_peer(at_server, server.roster, role=None)
+
+
+def test_members_meet(site: Site) -> None:
+    press, alice = site.member("press-1"), site.member("alice", "engineer")
+    assert meet(press, alice) == (press.subject, alice.subject)
+    assert meet(press, site.member("press-2"))[0].name == "press-1"
+
+
+def test_a_person_is_no_server(site: Site) -> None:
+    press, alice = site.member("press-1"), site.member("alice", "engineer")
+    with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
+        meet(alice, press)
+    at_server, _ = shake(tls.server_context(press), tls.client_context(alice))
+    with pytest.raises(Forged, match=r"alice \(engineer\); a gateway was expected"):
+        tls.check_peer(at_server, press.roster)
+
+
+def test_strangers_do_not_meet_members(site: Site, tmp_path: Path) -> None:
+    press = site.member("press-1")
+    other = Site(tmp_path, "plant-2").member("press-1")
+    namesake = Authority.create(tmp_path / "false", "plant-1", PASSPHRASE, Still())
+    site.authority, real = namesake, site.authority
+    false = site.member("press-9")
+    site.authority = real
+    for stranger in (other, false):
+        with pytest.raises(ssl.SSLError):
+            meet(press, stranger)
+        with pytest.raises(ssl.SSLError):
+            meet(stranger, press)
+    nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
+    with pytest.raises(ssl.SSLError, match=r"(?i)peer did not return a certificate|certificate required"):
+        shake(tls.server_context(press), nobody)
+    old = tls.client_context(press)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        shake(tls.server_context(press), old)
+
+
+def test_who_was_revoked_is_told_apart_by_the_newer_roster(site: Site) -> None:
+    press, thief = site.member("press-1"), site.member("press-2")
+    ends = shake(tls.server_context(press), tls.client_context(thief))
+    assert tls.check_peer(ends[0], press.roster).name == "press-2", "a newer member than our roster: let in"
+    assert press.roster.member(thief.key.fingerprint) is None
+    site.authority.revoke("press-2", "stolen")
+    press.take_roster(site.authority.roster())
+    with pytest.raises(Forged, match="press-2 was revoked"):
+        tls.check_peer(ends[0], press.roster)
+    with pytest.raises(Forged, match="of the site plant-1"):
+        tls.check_peer(ends[0], Site(site.folder, "plant-2").member("a").roster)
+
+
+def test_files_that_have_gone_are_told(site: Site) -> None:
+    press = site.member("press-1")
+    press.cert_file.unlink()
+    with pytest.raises(EdgeError, match="press-1"):
+        tls.client_context(press)
+
+
+# --- a real broker ---------------------------------------------------------------------------------------------------
+
+
+def faked(year: str) -> dict[str, str]:
+    """Environment in which the clock shows another year, and goes on."""
+    if not YEARS[year]:
+        return {}
+    places = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
+    library = next((path for place in places for path in Path("/").glob(place.lstrip("/"))), None)
+    if library is None:
+        pytest.skip("MISSING SYSTEM PACKAGE: faketime (apt-get install faketime)")
+    return {"LD_PRELOAD": str(library), "FAKETIME": YEARS[year]}
+
+
+def tls_broker(stack: ExitStack, folder: Path, host: Identity, crl: bytes, environment: dict[str, str]) -> Broker:
+    (folder / "crl.pem").write_bytes(crl)
+    settings: dict[str, Any] = {
+        "allow_anonymous": "false",
+        "cafile": host.ca_file,
+        "certfile": host.cert_file,
+        "keyfile": host.key_file,
+        "crlfile": folder / "crl.pem",
+        "require_certificate": "true",
+        "use_identity_as_username": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return stack.enter_context(mosquitto(folder, **settings))
+
+
+def knock(identity: Identity, port: int) -> bytes:
+    """What a broker answers to a member; b"": it was not let in."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), 5) as plain,
+            tls.client_context(identity).wrap_socket(plain) as wrapped,
+        ):
+            wrapped.sendall(HELLO)
+            return wrapped.recv(4)
+    except (ssl.SSLError, ConnectionError):
+        return b""
+
+
+def knock_in(year: str, identity: Identity, port: int) -> bytes:
+    """The same by a process whose clock shows another year."""
+    command = [sys.executable, "-c", KNOCK, str(identity.folder), str(port)]
+    here = Path(__file__).parent
+    environment = {"PYTHONPATH": f"{here}:{here.parent}", **faked(year)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    shown, _, answer = done.stdout.strip().partition(" ")
+    assert shown == year
+    return bytes.fromhex(answer)
+
+
+def knock_plain(port: int) -> bytes:
+    """As somebody without TLS."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as plain:
+            plain.sendall(HELLO)
+            return plain.recv(4)
+    except ConnectionError:
+        return b""
+
+
+@pytest.mark.parametrize("host_year", list(YEARS))
+def test_a_broker_of_the_site_lets_its_members_in_whatever_the_clocks_show(tmp_path: Path, site: Site, host_year: str) -> None:
+    if shutil.which("mosquitto") is None:
+        pytest.skip("MISSING SYSTEM PACKAGE: mosquitto (apt-get install mosquitto)")
+    host, press, alice, thief = site.member("host"), site.member("press-1"), site.member("alice", "viewer"), site.member("thief")
+    stranger = Site(tmp_path, "plant-2").member("press-1")
+    site.authority.revoke("thief", "stolen")
+    with ExitStack() as stack:
+        broker = tls_broker(stack, tmp_path, host, site.authority.crl(), faked(host_year))
+        for member in (press, alice):
+            assert knock(member, broker.port) == WELCOME
+        for year in ("1970", "2100"):
+            assert knock_in(year, press, broker.port) == WELCOME
+        for nobody in (thief, stranger):
+            assert knock(nobody, broker.port) == b""
+        assert knock_plain(broker.port) == b""
+        log = broker.log.read_text(errors="replace")
+    assert "u'press-1'" in log
+    assert "u'person:alice'" in log
+    assert "u'thief'" not in log

@@ -1,0 +1,78 @@
+"""The roster as a value: what it must be, also when the authority itself has signed it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_runtime.trust import roster as rosters
+from edge_runtime.trust.keys import fingerprint
+from edge_runtime.trust.roster import MEMBERS_MAX, REVOKED_MAX, Forged, Member, Revoked, Roster, decode, encode
+
+PRESS = Member("press-1", "gateway", "aa" * 32, "1f", 2_000_000_000)
+ALICE = Member("alice", "engineer", "bb" * 32, "2f", 2_000_000_000)
+BOB = Revoked("bob", "cc" * 32, "3f", "left the company")
+ROSTER = Roster(1, "plant-1", 7, (PRESS, ALICE), (BOB,))
+
+
+def test_it_comes_back_from_the_wire() -> None:
+    assert decode(encode(ROSTER)) == ROSTER
+
+
+def test_members_are_found_by_fingerprint_and_name() -> None:
+    assert ROSTER.member(fingerprint(bytes.fromhex("aa" * 32))) == PRESS
+    assert ROSTER.member(fingerprint(bytes.fromhex("cc" * 32))) is None
+    assert ROSTER.named("alice") == ALICE
+    assert ROSTER.named("bob") is None
+    assert ROSTER.is_revoked(key=BOB.key)
+    assert ROSTER.is_revoked(serial="3f")
+    assert not ROSTER.is_revoked(key=PRESS.key, serial=PRESS.serial)
+    assert not ROSTER.is_revoked()
+
+
+def test_a_copy_finds_its_own_members() -> None:
+    """What is looked up is kept; not across copies."""
+    assert ROSTER.named("alice") == ALICE
+    assert msgspec.structs.replace(ROSTER, members=(PRESS,)).named("alice") is None
+
+
+@pytest.mark.parametrize(
+    ("told", "changes"),
+    [
+        ("version 2", {"v": 2}),
+        ("same name", {"members": (PRESS, msgspec.structs.replace(ALICE, name="press-1"))}),
+        ("same key", {"members": (PRESS, msgspec.structs.replace(ALICE, key=PRESS.key))}),
+        ("revoked key", {"members": (PRESS, msgspec.structs.replace(ALICE, key=BOB.key))}),
+        (r"members\[0\].name", {"members": (msgspec.structs.replace(PRESS, name="press/1"),)}),
+        (r"members\[0\].name", {"members": (msgspec.structs.replace(PRESS, name="person:x"),)}),
+        (r"members\[0\].role", {"members": (msgspec.structs.replace(PRESS, role="root"),)}),
+        (r"members\[0\].key", {"members": (msgspec.structs.replace(PRESS, key="AA" * 32),)}),
+        (r"members\[0\].serial", {"members": (msgspec.structs.replace(PRESS, serial="-5"),)}),
+        ("revision", {"revision": 0}),
+        ("revision", {"revision": 2**53}),
+        ("site", {"site": "#"}),
+        ("members", {"members": (PRESS,) * (MEMBERS_MAX + 1)}),
+        ("revoked", {"revoked": (BOB,) * (REVOKED_MAX + 1)}),
+    ],
+)
+def test_what_is_no_roster_is_refused_in_words(told: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(Forged, match=told) as caught:
+        decode(encode(msgspec.structs.replace(ROSTER, **changes)))
+    assert caught.value.hint
+
+
+def test_the_largest_site_fits_into_one_document() -> None:
+    longest = "n" * 63
+    members = tuple(Member(longest, "gateway", "aa" * 32, "f" * 40, 2**40) for _ in range(MEMBERS_MAX))
+    revoked = tuple(Revoked(longest, "cc" * 32, "f" * 40, "w" * 100) for _ in range(REVOKED_MAX))
+    crl_bytes = REVOKED_MAX * 40 * 4 // 3
+    size_bytes = len(encode(Roster(1, longest, 2**53 - 1, members, revoked))) + crl_bytes
+    assert size_bytes <= 4 * 2**20
+    assert crl_bytes <= 2**20
+
+
+def test_user_names_of_people_and_gateways_never_meet() -> None:
+    assert rosters.certificate_name("alice", "gateway") == "alice"
+    assert rosters.certificate_name("alice", "viewer") == "person:alice"
