@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_runtime import config
 from edge_runtime.adapter import Adapter, Context
+from edge_runtime.control.commands import Commands, Verb
+from edge_runtime.control.control import Control
+from edge_runtime.control.control import Gateway as Steered
+from edge_runtime.control.plan import Wiring
+from edge_runtime.control.steering import Steering
 from edge_runtime.inference.model import Model
 from edge_runtime.inference.offering import Offering
 from edge_runtime.inference.shared import Shared
@@ -18,10 +23,14 @@ from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.ports import Address, Receipt, SinkError
-from edge_runtime.records import Lane, Record, Sample
+from edge_runtime.records import LANES, Lane, Record, Sample
 from edge_runtime.sources.reporting import Reporter
 from edge_runtime.sources.supervisor import Lines, Source
+from edge_runtime.trust.identity import Identity
 from edge_runtime.world import World
+
+OFFERING = "models for peers"
+"""Name of a service."""
 
 WAL_SHARE = 8
 """One part in so many of the outbox's cap is for the WAL."""
@@ -30,9 +39,22 @@ WAL_SHARE = 8
 class Builder:
     """Of one gateway."""
 
-    def __init__(self, settings: config.Config, folder: Path, world: World, log: Any) -> None:
-        self._settings, self._folder, self._world, self._log = settings, folder, world, log
+    def __init__(
+        self,
+        settings: config.Config,
+        kept: config.Config | None,
+        folder: Path,
+        world: World,
+        log: Any,
+        identity: Identity | None = None,
+    ) -> None:
+        self._identity = identity
+        self._settings, self._kept, self._folder, self._world, self._log = settings, kept, folder, world, log
         self._lines = Lines()
+
+    def use(self, settings: config.Config, kept: config.Config | None) -> None:
+        """From now on. `kept`: the configuration that may come back; what waits on the disk for its sinks and pipelines stays."""
+        self._settings, self._kept = settings, kept
 
     # --- what the configuration says ---
 
@@ -43,18 +65,16 @@ class Builder:
     def resolve(self, name: str) -> Path:
         return self._folder / name
 
-    @property
-    def sink_lanes(self) -> dict[str, list[Lane]]:
-        return {name: config.lanes(sink) for name, sink in self._settings.sinks.items()}
-
-    @property
-    def unconfirmed_sinks(self) -> list[str]:
-        """To the broker only."""
-        return [name for name, sink in self._settings.sinks.items() if sink.type == "mqtt" and not sink.receiver]
-
-    @property
-    def pipeline_devices(self) -> dict[str, str]:
-        return {name: pipeline.device for name, pipeline in self._settings.pipelines.items()}
+    def takers(self) -> tuple[dict[str, list[Lane]], dict[str, str], list[str]]:
+        """For whom the disk keeps what: lanes by sink, device by pipeline, and the sinks that are to the broker only."""
+        found = [self._settings, self._kept] if self._kept else [self._settings]
+        sinks = {name: sink for each in reversed(found) for name, sink in each.sinks.items()}
+        taken = {name: [lane for each in found for lane in _lanes(each, name)] for name in sinks}
+        return (
+            {name: [lane for lane in LANES if lane in lanes] for name, lanes in taken.items()},
+            {name: pipeline.device for each in reversed(found) for name, pipeline in each.pipelines.items()},
+            [name for name, sink in sinks.items() if sink.type == "mqtt" and not sink.receiver],
+        )
 
     # --- the disk ---
 
@@ -79,8 +99,13 @@ class Builder:
 
     # --- from a device to the disk ---
 
-    def adapter(self, name: str) -> Adapter:
-        device = self._settings.devices[name]
+    def wire(self, name: str, device: config.Device) -> Wiring:
+        """What only the adapter knows of a device that may be."""
+        adapter = self.adapter(name, device)
+        return Wiring(adapter.context.line.key, adapter.redelivers)
+
+    def adapter(self, name: str, device: config.Device | None = None) -> Adapter:
+        device = device or self._settings.devices[name]
         schema = self._world.adapters[device.adapter]
         options = schema.Options.model_validate(device.options)
         return schema(
@@ -163,7 +188,7 @@ class Builder:
         return Delivery(
             name,
             sink,
-            self.sink_lanes[name],
+            config.lanes(settings),
             store,
             batch_records_max=settings.batch_records_max,
             dice=world.dice,
@@ -176,12 +201,14 @@ class Builder:
         """`depth`: records that wait for a sink; `needs`: names of the models that the pipelines use, as they are now."""
         world, settings = self._world, self._settings
         together = config.together(settings)
-        offering = self._offering(together, lambda: mesh.refresh())
+        offering = self._offering = Offering(lambda: mesh.refresh(), world.dice, self._log)
+        self.offer()
         mesh = Mesh(
             settings,
             bus=world.bus,
             discovery=world.new_discovery(together, settings.broker.listen),
-            new_host=lambda: world.new_host(settings.broker, self.data_dir / "broker"),
+            new_host=lambda: world.new_host(settings.broker, self.data_dir / "broker", self._identity),
+            identity=self._identity,
             reachable=lambda: world.reachable(settings) if settings.mesh else (),
             executor=offering,
             needs=needs,
@@ -193,11 +220,30 @@ class Builder:
             dice=world.dice,
             log=self._log,
         )
-        mesh.services["models for peers"] = offering.run
+        mesh.services[OFFERING] = offering.run
         return mesh
 
-    def _offering(self, mesh: config.Mesh, changed: Callable[[], None]) -> Offering:
-        """The models of its own pipelines, as they run them, and those that it only offers."""
+    def control(self, steering: Steering, gateway: Steered, mesh: Mesh) -> Control:
+        control = Control(
+            steering,
+            gateway,
+            mesh.link,
+            self._world.adapters,
+            clock=self._world.clock,
+            dice=self._world.dice,
+            log=self._log,
+        )
+        mesh.link.joined.append(control.joined)
+        return control
+
+    def commands(
+        self, steering: Steering, verbs: Mapping[str, Verb], settings: Callable[[], config.Config], mesh: Mesh
+    ) -> Commands:
+        return Commands(steering, settings, mesh.link, verbs, self._world.clock, self._log)
+
+    def offer(self) -> None:
+        """To the peers: the models of its own pipelines, as they run them, and those that it only offers."""
+        mesh = config.together(self._settings)
         how = dict.fromkeys(mesh.offers, ("auto", "cpu"))
         how.update({each.model: (each.engine, each.accelerator) for each in self._settings.pipelines.values() if each.model})
 
@@ -205,7 +251,7 @@ class Builder:
             engine, accelerator = how[reference]
             return await self._open_model(reference, engine, accelerator, "model-for-peers")
 
-        return Offering(list(how) if mesh.accept_tasks else [], open_model, changed, self._world.dice, self._log)
+        self._offering.use(list(how) if mesh.accept_tasks else [], open_model)
 
 
 class _Unmade:
@@ -224,3 +270,7 @@ class _Unmade:
 
     async def close(self) -> None:
         return
+
+
+def _lanes(settings: config.Config, sink: str) -> list[Lane]:
+    return config.lanes(settings.sinks[sink]) if sink in settings.sinks else []

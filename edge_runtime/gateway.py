@@ -17,13 +17,19 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_runtime import config
-from edge_runtime.building import Builder
+from edge_runtime import condition, config
+from edge_runtime.building import OFFERING, Builder
+from edge_runtime.control.commands import Commands
+from edge_runtime.control.control import Control
+from edge_runtime.control.plan import Change, Plan, Wiring
+from edge_runtime.control.steering import Steering
+from edge_runtime.control.trial import Part
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.services import Failure, Services, cancel, within
 from edge_runtime.sources.supervisor import Source
+from edge_runtime.verbs import verbs
 from edge_runtime.world import World
 
 STOP_S_MAX = 5.0
@@ -37,17 +43,27 @@ class Gateway:
     settings: config.Config
     folder: Path
     world: World
+    steering: Steering | None = None
+    """Where its settings come from, and who may change them; None: nobody may."""
     sources: dict[str, Source] = field(default_factory=dict)
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     mesh: Mesh | None = None
     """The other gateways, and the connection to the local broker; None: there is no broker."""
+    control: Control | None = None
+    commands: Commands | None = None
+    kept: config.Config | None = None
+    """While `settings` are on trial: those that may come back. What waits on the disk for their sinks and pipelines stays."""
+    successor: config.Config | None = None
+    """After `run`: it has ended to make room for a gateway with these settings."""
 
     def __post_init__(self) -> None:
         self.asked_to_stop = asyncio.Event()
         self._log = self.world.log.bind(gateway=self.settings.gateway)
-        self._builder = Builder(self.settings, self.folder, self.world, self._log)
+        identity = self.steering.identity if self.steering else None
+        self._builder = Builder(self.settings, self.kept, self.folder, self.world, self._log, identity)
         self._services = Services(self._log)
+        self._changed_s = 0.0
         self._watchers: tuple[str, ...] = ()
         self.store = self._builder.store()
         self.started = asyncio.Event()
@@ -81,8 +97,7 @@ class Gateway:
 
     async def _open(self) -> None:
         """Waits for the disk."""
-        builder = self._builder
-        await self.store.open(builder.sink_lanes, builder.pipeline_devices, builder.unconfirmed_sinks)
+        await self.store.open(*self._builder.takers())
         self._build()
         for pipeline in self.pipelines.values():
             await pipeline.prepare()
@@ -90,6 +105,9 @@ class Gateway:
     def _build(self) -> None:
         if self.settings.broker.mode != "none":
             self.mesh = self._builder.mesh(self._undelivered, self._model_names)
+            if self.steering:
+                self.control = self._builder.control(self.steering, self, self.mesh)
+                self.commands = self._builder.commands(self.steering, verbs(self), lambda: self.settings, self.mesh)
         self._build_parts(self.settings.devices, self.settings.pipelines, self.settings.sinks)
 
     def _build_parts(self, devices: Iterable[str], pipelines: Iterable[str], sinks: Iterable[str]) -> None:
@@ -100,6 +118,8 @@ class Gateway:
         for name in pipelines:
             self.pipelines[name] = builder.pipeline(name, self.store, self.mesh)
         for name in devices:
+            if name in self.sources:
+                continue
             if self._takers(name):
                 self.sources[name] = builder.source(name, functools.partial(self._takers, name), self.store)
             else:  # its messages would be acknowledged, and thrown away
@@ -112,6 +132,9 @@ class Gateway:
         """Every service, in the order in which they are needed."""
         for name, service in self.mesh.services.items() if self.mesh else ():
             self._services.keep(name, service)
+        if self.control and self.commands:
+            for name, service in {**self.control.services, "commands": self.commands.run}.items():
+                self._services.keep(name, service)
         self._start_parts(self.sources, self.pipelines, self.deliveries)
         self._log.info("gateway_started", site=self.settings.site, devices=len(self.sources), sinks=len(self.deliveries))
         self.started.set()
@@ -136,7 +159,8 @@ class Gateway:
         if self.mesh:
             self.mesh.drain()
         await self._finish(self.sources, self.pipelines)
-        await within(self.settings.outbox.drain_s_max, [delivery.drained() for delivery in self.deliveries.values()])
+        if self.successor is None:  # else they go on in a moment
+            await within(self.settings.outbox.drain_s_max, [delivery.drained() for delivery in self.deliveries.values()])
 
     async def _finish(self, devices: Iterable[str], pipelines: Iterable[str]) -> None:
         """These bring no more samples, and what they brought is handled."""
@@ -158,6 +182,86 @@ class Gateway:
             state = self.store.state
             self._log.error("outbox_not_closed", cause=state.cause or "the disk does not answer", hint=state.hint)
         self._log.info("gateway_stopped", undelivered=undelivered)
+
+    # --- another configuration ---
+
+    def become(self, settings: config.Config) -> None:
+        """Ends, for a gateway with these settings to begin in the same process (`successor`)."""
+        self.successor = settings
+        self.stop()
+
+    async def change(self, settings: config.Config, plan: Plan, kept: config.Config | None) -> None:
+        """Does what the plan says, while all other parts go on. A polled device's samples wait meanwhile; what devices that ask
+        again sent is in the journal. Raises EdgeError: then it is neither the old nor the new one, and has to `become` one."""
+        devices, pipelines, sinks = [(*each.removed, *each.changed) for each in (plan.devices, plan.pipelines, plan.sinks)]
+        await self._finish(devices, [])
+        await self._services.drop(*[f"source {name}" for name in devices])
+        for name in devices:
+            self.sources.pop(name, None)
+        await self._finish([], pipelines)
+        await self._stop_parts([], pipelines, sinks)
+        for name in pipelines:
+            del self.pipelines[name]
+        for name in sinks:
+            del self.deliveries[name]
+        self.settings, self.kept, self._changed_s = settings, kept, asyncio.get_running_loop().time()
+        self._builder.use(settings, kept)
+        await self.store.know(*self._builder.takers())
+        await self._begin(plan)
+
+    async def _begin(self, plan: Plan) -> None:
+        """What is new in the settings."""
+        settings, standing = self.settings, plan.pipelines.standing
+        self._build_parts([], standing, plan.sinks.standing)
+        for name in standing:
+            await self.pipelines[name].prepare()
+        for name in plan.rules:
+            self.pipelines[name].use_rules(settings.pipelines[name])
+        unread = [name for name in settings.devices if name not in self.sources]
+        self._build_parts(unread, [], [])
+        self._start_parts(unread, standing, plan.sinks.standing)
+        await self._retire([name for name in self.sources if not self._takers(name)])
+        if self.mesh and plan.offers:
+            await self._services.drop(OFFERING)
+            self._builder.offer()
+            self._services.keep(OFFERING, self.mesh.services[OFFERING])
+        if plan.metrics:
+            await self._services.drop(*self._watchers)
+            self._watch()
+        self.world.use_log(settings.log)
+
+    async def restart(self, kind: str, name: str) -> None:
+        """One part, with the settings that it has. `kind`: device, pipeline or sink."""
+        change, none = Change(changed={name: ("asked for",)}), Change()
+        plan = Plan(
+            devices=change if kind == "device" else none,
+            pipelines=change if kind == "pipeline" else none,
+            sinks=change if kind == "sink" else none,
+        )
+        await self.change(self.settings, plan, self.kept)
+
+    async def settle(self) -> None:
+        """The settings before these will not come back."""
+        self.kept = None
+        self._builder.use(self.settings, None)
+        await self.store.know(*self._builder.takers())
+
+    async def _retire(self, devices: Iterable[str]) -> None:
+        """Nobody takes what they bring any more."""
+        for name in devices:
+            await self._services.drop(f"source {name}")
+            del self.sources[name]
+            self._log.warning("device_not_read", device=name, hint="no pipeline takes it: add one")
+
+    # --- for who asks ---
+
+    def wire(self, name: str, device: config.Device, /) -> Wiring:
+        """What only its adapter knows of a device."""
+        return self._builder.wire(name, device)
+
+    def parts(self) -> Mapping[str, Part]:
+        """How each one is, since the last change."""
+        return condition.parts(self, self._changed_s)
 
     def _undelivered(self) -> int:
         """Records that wait for the sink that is furthest behind."""

@@ -12,6 +12,7 @@ from edge_runtime.adapter import Adapter
 from edge_runtime.inference.model import Model, open_model
 from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.ports import Address, Bus, Clock, Dice, Discovery, Disk, Endpoint, Host, Sink, Vitals, Worker
+from edge_runtime.trust.identity import Identity
 
 if TYPE_CHECKING:
     from edge_runtime.board.systemd import Systemd
@@ -39,7 +40,8 @@ class World:
     new_worker: Callable[[str], Worker]
     new_disk: Callable[[int], Disk]
     make_sink: MakeSink
-    new_host: Callable[[config.Broker, Path], Host]
+    new_host: Callable[[config.Broker, Path, Identity | None], Host]
+    """Its identity: of this gateway, where there is a site."""
     log: Any
     open_model: OpenModel = open_model
     version: str = ""
@@ -50,5 +52,7 @@ class World:
     """Where others on the network reach the broker that we host, or may host."""
     vitals: Callable[[Path], Callable[[], Vitals]] = lambda _: Vitals
     """Reads how the machine is, on a worker; the folder is the one whose disk counts."""
+    use_log: Callable[[config.Log], None] = lambda _: None
+    """From now on the log is as these settings say."""
     systemd: Systemd | None = None
     """Who wants to be told that we have started, and live."""

@@ -14,6 +14,12 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("gw/{to}/task/{from}", "QoS 0", "A window for a peer's model, or the end of interest in it (binary)"),
     ("gw/{to}/reply/{from}", "QoS 0", "The answer: result, or refusal with the reason (binary)"),
     ("brokers", "QoS 1, retained", "Where the site's broker is, and every place where it may be (JSON)"),
+    ("gw/{gateway}/config/desired", "QoS 1, retained", "What a person wants of one gateway: a configuration, or a patch (JSON)"),
+    ("group/{group}/config/desired", "QoS 1, retained", "The same for a group; every gateway is in the group `default` (JSON)"),
+    ("gw/{gateway}/config/reported", "QoS 1, retained", "What became of it: state, errors, the configuration as it is (JSON)"),
+    ("gw/{gateway}/cmd/{verb}", "QoS 1", "A command: write a point, reload a model, drain, ... (JSON)"),
+    ("gw/{gateway}/cmd/{verb}/reply", "QoS 1", "What became of it (JSON)"),
+    ("roster", "QoS 1, retained", "Who belongs to the site, and who does no more; signed by its authority (JSON)"),
     ("why/{result}", "QoS 0", "Why was the window of this result computed where it was? Anybody may ask (JSON)"),
     ("why/{result}/answer", "QoS 0", "The gateway that decided it tells: reasons, estimates, what became of it (JSON)"),
     ("gw/{gateway}/data/{pipeline}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
@@ -49,6 +55,24 @@ def why(site: str, result: str) -> str:
 def why_answer(site: str, result: str) -> str:
     """why_answer("s", "r") -> edge/s/why/r/answer"""
     return "/".join((why(site, result), "answer"))
+
+
+def desired(site: str, target: str) -> str:
+    """desired("s", "gw/g") -> edge/s/gw/g/config/desired; desired("s", "group/default") of a group"""
+    return "/".join((ROOT, site, target, "config", "desired"))
+
+
+def desired_target(site: str, topic: str) -> str | None:
+    """The other way round: gw/g or group/default; None: no such topic."""
+    parts = topic.split("/")
+    if len(parts) != 6 or parts[:2] != [ROOT, site] or parts[2] not in ("gw", "group") or parts[4:] != ["config", "desired"]:
+        return None
+    return "/".join(parts[2:4])
+
+
+def roster(site: str) -> str:
+    """edge/s/roster"""
+    return "/".join((ROOT, site, "roster"))
 
 
 def live(site: str, name: str, lane: Lane, source: str) -> str:

@@ -1,0 +1,209 @@
+"""Commands over MQTT (runs): each is done once, by who may give it, before it expires, and stands in the audit log before it is
+done.
+
+    who says it? --> for us, in time, never seen? --> audit: intent --> done --> audit: outcome --> book: outcome --> reply
+     admitted.py      the book: id on the disk          or it is not done
+
+Time is that of the target: its boot and its monotonic clock, which come with every heartbeat; so a command holds for seconds on a
+gateway that thinks it is 1970. A command that comes again is answered with what came of it; one that was begun when the power
+failed is `unknown`: it is never done a second time. The verbs themselves are verbs.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edge_runtime import config
+from edge_runtime.bus import control as messages
+from edge_runtime.bus import topics
+from edge_runtime.bus.control import Command, CommandReply
+from edge_runtime.bus.messages import BadMessage
+from edge_runtime.control import admitted
+from edge_runtime.control.audit import AuditError, Entry, Kind
+from edge_runtime.control.book import Repeated
+from edge_runtime.control.book_file import BookError
+from edge_runtime.control.reporting import Link
+from edge_runtime.control.steering import Steering
+from edge_runtime.document import closest
+from edge_runtime.ports import BrokerError, Clock, EdgeError, Message
+from edge_runtime.saying import told
+
+COMMANDS_MAX = 32
+"""Under way at once; one more is refused, and may be sent again."""
+
+FLOOD_MAX = 64
+"""Messages that wait to be looked at. Who sends more is not answered."""
+
+
+class Asked(NamedTuple):
+    """A command whose time has come. `by`: who gave it."""
+
+    args: Mapping[str, Any]
+    by: str
+    until_ns: int
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it. `before` and `read_back` are for the audit log."""
+
+    outcome: Any
+    cause: str = ""
+    hint: str = ""
+    result: dict[str, Any] = {}
+    subject: str = ""
+    before: Any = None
+    read_back: Any = None
+
+
+class Verb(NamedTuple):
+    """`subject`: what a command is about, for the audit log."""
+
+    do: Callable[[Asked], Awaitable[Done]]
+    subject: Callable[[Mapping[str, Any]], str]
+
+
+class Commands:
+    """Of one gateway."""
+
+    def __init__(
+        self, steering: Steering, settings: Callable[[], config.Config], link: Link, verbs: Mapping[str, Verb], clock: Clock,
+        log: Any,
+    ) -> None:  # fmt: skip
+        self._steering, self._settings, self._link = steering, settings, link
+        self._verbs, self._clock, self._log = verbs, clock, log
+        self._waiting: asyncio.Queue[Message] = asyncio.Queue(FLOOD_MAX)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._number = 0
+        self.refused: Counter[str] = Counter()
+        """What came and was not done, by reason."""
+        self.outcomes: Counter[str] = Counter()
+        link.on("cmd", self._on_command, topics.gateway(link.site, link.gateway, "cmd", "+"))
+
+    def _on_command(self, _gateway: str, message: Message) -> None:
+        if message.retain:
+            raise BadMessage("command: a retained message", "publish it without retain: it would be done at every start")
+        try:
+            self._waiting.put_nowait(message)
+        except asyncio.QueueFull:
+            self.refused["flood"] += 1
+
+    async def run(self) -> None:
+        """Until cancelled; what is under way then ends as `unknown`, and is never done again."""
+        try:
+            while True:
+                message = await self._waiting.get()
+                if len(self._tasks) >= COMMANDS_MAX:
+                    await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+                self._number += 1
+                name = f"command-{self._number}"
+                self._tasks[name] = task = asyncio.create_task(self._take(message), name=name)
+                task.add_done_callback(lambda _, name=name: self._tasks.pop(name, None))  # type: ignore[misc]
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+    async def _take(self, message: Message) -> None:
+        verb, now = message.topic.rpartition("/")[2], self._clock.now()
+        identity = self._steering.identity
+        try:
+            said = admitted.opened(
+                message.payload, "command", self._settings(), identity, now.wall_ns // 10**9 if now.synced else None
+            )
+            command = messages.command(said.document, self._link.gateway, verb)
+        except (admitted.NotAdmitted, BadMessage) as error:
+            self._refuse(verb, error)
+            return
+        by = said.by or command.issuer or "somebody on the broker"
+        done = await self._once(command, by)
+        self.outcomes[done.outcome] += 1
+        self._log.info("command", verb=verb, id=command.id, by=by, outcome=done.outcome, cause=done.cause)
+        await self._reply(command, done)
+
+    def _refuse(self, verb: str, error: admitted.NotAdmitted | BadMessage) -> None:
+        """Nobody is answered: who may not command us learns nothing, and who floods us makes us say nothing."""
+        reason = error.reason if isinstance(error, admitted.NotAdmitted) else "malformed"
+        if not self.refused[reason]:
+            self._log.warning("command_refused", verb=verb, reason=reason, cause=error.cause, hint=error.hint)
+        self.refused[reason] += 1
+
+    async def _once(self, command: Command, by: str) -> Done:
+        """Done now, or what came of it when it was done."""
+        verb = self._verbs.get(command.verb)
+        if verb is None:
+            return self._no("verb", f"there is no command {command.verb!r}", closest(command.verb, self._verbs, "there are"))
+        if not command.boot or command.until_ns is None:
+            hint = "boot and now_ns of the gateway come with every heartbeat: until_ns is now_ns and some seconds"
+            return self._no("expiry", "it does not say until when it holds (boot, until_ns)", hint)
+        book = self._steering.book
+        try:
+            repeated = await book.begin(command.id, command.verb, command.boot, command.until_ns)
+        except BookError as error:
+            return self._no("expired", error.cause, error.hint)
+        if repeated is not None:
+            self.refused["repeated"] += 1
+            return self._again(command, repeated)
+        done = await self._audited(command, verb, by)
+        try:
+            await book.complete(command.id, msgspec.json.encode(done).decode())
+        except BookError as error:
+            self._log.error("command_outcome_not_kept", id=command.id, cause=error.cause, hint=error.hint)
+        return done
+
+    def _again(self, command: Command, repeated: Repeated) -> Done:
+        if repeated.verb != command.verb:
+            return Done(outcome="refused", cause=f"the id was used for {repeated.verb}", hint="give each command its own id")
+        if repeated.outcome is None:
+            cause = "it was begun before, and nobody knows what came of it; it is not done again"
+            return Done(outcome="unknown", cause=cause, hint="look at the device; then send another command")
+        return msgspec.json.decode(repeated.outcome, type=Done)
+
+    async def _audited(self, command: Command, verb: Verb, by: str) -> Done:
+        """Done only if the log has it; then the log gets what came of it, also when we are stopped meanwhile."""
+        audit = self._steering.audit
+        subject = verb.subject(command.args)
+        requested = command.args.get("value", command.args) if command.args else None
+        entry = Entry(
+            kind=Kind.COMMAND, actor=by, via=f"cmd/{command.verb}", subject=subject, requested=requested, why=f"id {command.id}"
+        )
+        try:
+            number = await audit.begin(entry)
+        except AuditError as error:
+            return self._no("audit", f"it cannot be written to the audit log, so it is not done: {error.cause}", error.hint)
+        try:
+            done = await verb.do(Asked(command.args, by, command.until_ns or 0))
+        except EdgeError as error:
+            done = Done(outcome="failed", cause=error.cause, hint=error.hint)
+        why = f"id {command.id}" + (f": {done.cause}" if done.cause else "")
+        await audit.complete(number, done.outcome, before=done.before, read_back=done.read_back, why=why)
+        return done
+
+    def _no(self, reason: str, cause: str, hint: str) -> Done:
+        self.refused[reason] += 1
+        return Done(outcome="refused", cause=cause, hint=hint)
+
+    async def _reply(self, command: Command, done: Done) -> None:
+        reply = CommandReply(
+            id=command.id, gateway=self._link.gateway, verb=command.verb, outcome=done.outcome, cause=done.cause,
+            hint=done.hint, result=done.result,
+        )  # fmt: skip
+        payload = messages.pack(reply)
+        if self._steering.identity is not None:
+            payload = self._steering.identity.sign(payload, REPLY)
+        places = [topics.gateway(self._link.site, self._link.gateway, "cmd", command.verb, "reply")]
+        try:
+            for topic in [*places, *([command.reply_to] if command.reply_to else [])]:
+                await self._link.send(topic, payload, qos=1)
+        except BrokerError as error:
+            self._log.warning("command_reply_lost", id=command.id, cause=told(error), hint="send it again: it is not done twice")
+
+
+REPLY = "reply"
+"""Context of its signature."""

@@ -1,0 +1,155 @@
+"""What a gateway does when it is told to: the verbs of commands, over its parts.
+
+| verb     | args                            | what it does                                                              |
+|----------|---------------------------------|---------------------------------------------------------------------------|
+| write    | point: DEVICE/POINT, value      | writes once, reads back: verified, written, refused, failed, unknown      |
+| reload   | model                           | opens the model of these files anew, in every pipeline that uses it       |
+| restart  | part: "device press", ...       | stops and starts one part; "everything" builds all of it anew             |
+| drain    | limit_s, resume                 | takes no more tasks, and tells when everything is delivered               |
+| rollback |                                 | the last good configuration goes on trial                                 |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from edge_runtime import config
+from edge_runtime.control.commands import Asked, Done, Verb
+from edge_runtime.control.control import Control
+from edge_runtime.document import closest
+from edge_runtime.mesh.mesh import Mesh
+from edge_runtime.outbox.delivery import Delivery
+from edge_runtime.pipeline.pipeline import Pipeline
+from edge_runtime.sources.supervisor import Source
+
+DRAIN_S_MAX = 300.0
+DRAIN_S = 30.0
+"""Where the command does not say."""
+
+KINDS = ("device", "pipeline", "sink")
+
+
+class Gateway(Protocol):
+    """gateway.Gateway, as far as it is commanded."""
+
+    settings: config.Config
+    sources: dict[str, Source]
+    pipelines: dict[str, Pipeline]
+    deliveries: dict[str, Delivery]
+    mesh: Mesh | None
+    control: Control | None
+
+    async def restart(self, kind: str, name: str) -> None: ...
+    def become(self, settings: config.Config) -> None: ...
+
+
+def verbs(gateway: Gateway) -> dict[str, Verb]:
+    """By name."""
+
+    def of(do: Callable[[Gateway, Asked], Awaitable[Done]], subject: Callable[[Mapping[str, Any]], str]) -> Verb:
+        return Verb(lambda asked: do(gateway, asked), subject)
+
+    return {
+        "write": of(_write, lambda args: f"point {args.get('point', '?')}"),
+        "reload": of(_reload, lambda args: f"model {args.get('model', '?')}"),
+        "restart": of(_restart, lambda args: str(args.get("part", "?"))),
+        "drain": of(_drain, lambda _: "gateway"),
+        "rollback": of(_rollback, lambda _: "configuration"),
+    }
+
+
+async def _write(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked, "point", "value"):
+        return wrong
+    point, value = asked.args.get("point"), asked.args.get("value")
+    device, slash, name = point.partition("/") if isinstance(point, str) else ("", "", "")
+    if not slash or "value" not in asked.args:
+        return _refused("give `point` (DEVICE/POINT) and `value`", '{"point": "press/speed", "value": 1200}')
+    source = gateway.sources.get(device)
+    if source is None:
+        return _refused(f"there is no device {device!r}", closest(device, gateway.sources, "there are"))
+    if isinstance(value, dict | list) or value is None:
+        return _refused("a point holds a number, a text, true or false", "give one value")
+    found = await source.write(name, value, until_ns=asked.until_ns)
+    return Done(
+        outcome=found.outcome, cause=found.cause, hint=found.hint, before=found.before, read_back=found.read_back,
+        result={"before": found.before, "requested": found.requested, "read_back": found.read_back},
+    )  # fmt: skip
+
+
+async def _reload(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked, "model"):
+        return wrong
+    model = asked.args.get("model")
+    using = [name for name, each in gateway.settings.pipelines.items() if each.model is not None and model in (each.model, None)]
+    if not using:
+        known = dict.fromkeys(each.model for each in gateway.settings.pipelines.values() if each.model)
+        return _refused(f"no pipeline uses a model {model!r}", closest(str(model), list(known), "in use are"))
+    for name in using:
+        await gateway.restart("pipeline", name)
+    return Done(outcome="done", result={"pipelines": using})
+
+
+async def _restart(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked, "part"):
+        return wrong
+    part = asked.args.get("part")
+    if part == "everything":
+        # After the answer is out: it would be lost with the connection that it needs.
+        asyncio.get_running_loop().call_later(1.0, gateway.become, gateway.settings)
+        return Done(outcome="done", result={"part": part})
+    kind, _, name = part.partition(" ") if isinstance(part, str) else ("", "", "")
+    there: dict[str, Mapping[str, Any]] = {
+        "device": gateway.sources, "pipeline": gateway.pipelines, "sink": gateway.deliveries,
+    }  # fmt: skip
+    if name not in there.get(kind, ()):
+        names = [f"{each} {one}" for each in KINDS for one in there[each]]
+        return _refused(f"there is no part {part!r}", closest(str(part), [*names, "everything"], "there are"))
+    await gateway.restart(kind, name)
+    return Done(outcome="done", result={"part": part})
+
+
+async def _drain(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked, "limit_s", "resume"):
+        return wrong
+    limit_s = asked.args.get("limit_s", DRAIN_S)
+    if isinstance(limit_s, bool) or not isinstance(limit_s, int | float) or not 0 < limit_s <= DRAIN_S_MAX:
+        return _refused("`limit_s` is no number of seconds", f"more than 0, at most {DRAIN_S_MAX:g}")
+    if asked.args.get("resume"):
+        if gateway.mesh:
+            gateway.mesh.resume()
+        return Done(outcome="done", result={"taking": True})
+    if gateway.mesh:
+        gateway.mesh.drain()
+    waits = [asyncio.ensure_future(each.drained()) for each in gateway.deliveries.values()]
+    try:
+        late = (await asyncio.wait(waits, timeout=limit_s))[1] if waits else ()
+    finally:
+        for wait in waits:
+            wait.cancel()
+    left = {name: sum(each.depth().values()) for name, each in gateway.deliveries.items()}
+    if late:
+        cause = f"not everything was delivered within {limit_s:g} s"
+        return Done(outcome="failed", cause=cause, hint="see `edge-runtime outbox`; nothing is lost", result={"left": left})
+    return Done(outcome="done", result={"left": left})
+
+
+async def _rollback(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked):
+        return wrong
+    if gateway.control is None:
+        return _refused("this gateway is not steered", "run it with `edge-runtime run`")
+    return Done(outcome="done", result={"does": await gateway.control.rollback(asked.by)})
+
+
+def _unknown(asked: Asked, *known: str) -> Done | None:
+    for name in asked.args:
+        if name not in known:
+            return _refused(f"args.{name}: unknown", closest(name, known, "known are"))
+    return None
+
+
+def _refused(cause: str, hint: str) -> Done:
+    return Done(outcome="refused", cause=cause, hint=hint)

@@ -1,0 +1,137 @@
+"""A gateway is configured over MQTT: what is valid and works stays, what does not is taken back, and nothing else restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from steered import Steered
+from worlds import Site, plc, simulated, until
+
+DEVICES = {"devices": {"d": plc("x", "y"), "e": plc("z")}}
+RULES = [{"name": "high", "output": "x.max", "above": 1e9}]
+PIPELINES: dict[str, Any] = {
+    "pipelines": {"p": {"device": "d", "window": {"count": 4}, "rules": RULES}, "q": {"device": "e"}},
+}
+
+
+def parts(steered: Steered) -> dict[str, object]:
+    gateway = steered.gateway
+    return {**gateway.sources, **gateway.pipelines, "cloud": gateway.deliveries["cloud"], "gateway": gateway}
+
+
+def test_a_new_threshold_restarts_nothing(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            assert (await steered.reported("active")).mode == "normal"
+            before = parts(steered)
+            await steered.want(patch={"pipelines": {"p": {"rules": {"high": {"above": 3.5}}}}})
+            report = await steered.reported("active")
+            assert parts(steered) == before
+            assert steered.states == ["active", "trial", "active"]
+            assert report.config is not None
+            assert report.config["pipelines"]["p"]["rules"][0]["above"] == 3.5
+            assert report.provenance["pipelines.p.rules.high.above"] == "gateway"
+            await until(lambda: steered.gateway.pipelines["p"].state.alarms == ("high",))
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_changed_point_list_restarts_one_device(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            before = parts(steered)
+            await steered.want(patch={"devices": {"d": {"points": {"w": {}}}}})
+            await steered.reported("trial")
+            await steered.reported("active")
+            after = parts(steered)
+            assert [name for name in before if after[name] is not before[name]] == ["d", "p"]
+
+    simulated(scenario, tmp_path)
+
+
+def test_the_same_document_twice_does_nothing(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            for _ in range(3):
+                await steered.want(patch={"devices": {"d": {"period_s": 0.2}}})
+                await asyncio.sleep(15)
+            assert steered.states == ["active", "trial", "active"]
+            assert len(site.events("configuration_on_trial")) == 1
+
+    simulated(scenario, tmp_path)
+
+
+def test_what_is_wrong_is_told_with_its_path_and_changes_nothing(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            before = parts(steered)
+            await steered.want(patch={"devices": {"d": {"period_s": "often"}}, "pipelines": {"q": {"device": "nowhere"}}})
+            report = await steered.reported("rejected")
+            assert [each.path for each in report.errors] == ["devices.d.period_s", "pipelines.q.device"]
+            assert all(each.layer == "gateway" for each in report.errors)
+            assert parts(steered) == before
+            await steered.want(patch={"site": "elsewhere"})
+            report = await steered.reported("rejected")
+            assert "file on the gateway" in report.errors[0].hint
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_device_that_the_change_broke_takes_it_back(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            await steered.want(patch={"devices": {"d": {"options": {"lost": 1}}}})
+            report = await steered.reported("reverted")
+            assert "device d" in report.cause
+            assert report.config is not None
+            assert "options" not in report.config["devices"]["d"]
+            reads = steered.gateway.sources["d"].state.counters.reads
+            await until(lambda: steered.gateway.sources["d"].state.counters.reads > reads)
+
+    simulated(scenario, tmp_path)
+
+
+def test_an_uplink_that_fails_at_the_same_time_takes_nothing_back(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            site.far_end().up = False
+            await steered.want(patch={"devices": {"d": {"period_s": 0.3}}})
+            await steered.reported("trial")
+            await steered.reported("active")
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_change_of_everything_is_built_anew_and_confirmed(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            await steered.want(patch={"outbox": {"drain_s_max": 2}})
+            await steered.reported("active")
+            assert steered.gateway.settings.outbox.drain_s_max == 2
+        again = Steered(site, **DEVICES, **PIPELINES)
+        async with again.running():
+            assert again.gateway.settings.outbox.drain_s_max == 2  # it is remembered
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_change_that_cuts_it_off_is_taken_back_without_a_network(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+            await steered.want(patch={"broker": {"mode": "external", "url": "mqtt://10.9.9.9"}})
+            await until(lambda: len(steered.gateways) == 2)
+            await until(lambda: len(steered.gateways) == 3)
+            report = await steered.reported("reverted")
+            assert steered.gateway.settings.broker.mode == "hosted"
+            assert "broker" in report.cause
+
+    simulated(scenario, tmp_path)
