@@ -19,6 +19,9 @@ The rules (edge_runtime.testing.adapter_suite checks them on any adapter):
 4. Whatever fails raises LinkLost, Unusable or Exhausted, never an error of an outside library.
 5. `close` may be called at any time, also twice, also after a failed `open`.
 6. Importing the module must not import the outside library; `open` does (and raises Unusable if it is missing).
+7. `write`, where there is one, sends one request and never a second: neither the adapter nor its library repeats it. What may
+   have reached the device and was not confirmed is Unknown, never LinkLost; a late answer to a write that was given up must
+   never be taken for the answer to the next request.
 """
 
 from __future__ import annotations
@@ -54,8 +57,11 @@ __all__ = [
     "Point",
     "Sample",
     "Stamp",
+    "Unknown",
     "Unusable",
     "Value",
+    "Writable",
+    "WritablePoint",
     "address",
     "model_validator",
 ]
@@ -70,6 +76,10 @@ class Unusable(EdgeError):
     tried again only rarely."""
 
 
+class Unknown(EdgeError):
+    """A write that may have reached the device: no answer, or the connection broke after it was sent. Reading back tells."""
+
+
 class Exhausted(Exception):
     """The source has come to its end (a file, a recording). The device is done; this is no failure."""
 
@@ -78,6 +88,35 @@ class Options(BaseModel):
     """Base of an adapter's options: unknown keys are refused, every field has a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Writable(Options):
+    """That a point may be written, and with what: one of `allowed`, or a number from `low` to `high`."""
+
+    low: float | None = Field(
+        None, description="Lowest number that may be written, in the point's unit (after scaling)", examples=[0]
+    )
+    high: float | None = Field(
+        None, description="Highest number that may be written, in the point's unit (after scaling)", examples=[100]
+    )
+    allowed: tuple[bool | int | float | str, ...] = Field(
+        (), description="The only values that may be written (instead of `low` and `high`): [true, false], [0, 1, 5], texts"
+    )
+    every_s_min: float = Field(1.0, gt=0, description="Least seconds between two writes of the point")
+    verify: bool = Field(True, description="Read back what was written (false: a register that resets itself or cannot be read)")
+    verify_s_max: float = Field(1.0, ge=0, le=10, description="Longest time until the device shows what was written")
+    tolerance: float = Field(
+        0.0, ge=0, description="The value read back may differ by so much, in the point's unit (a device that rounds)"
+    )
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Writable:
+        ranged = self.low is not None or self.high is not None
+        if ranged == bool(self.allowed) or (ranged and (self.low is None or self.high is None)):
+            raise ValueError("no write without a bound: give `low` and `high`, or `allowed` (true and false too: [true, false])")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
 
 
 class Point(Options):
@@ -99,6 +138,31 @@ class Point(Options):
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
+
+
+class WritablePoint(Point):
+    """Base of the points of an adapter that writes. With `Point` the key `write` is unknown, and refused."""
+
+    write: Writable | None = Field(None, description="What may be written to it (default: nothing, the point is only read)")
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> WritablePoint:
+        """What was written must not read as bad quality."""
+        if self.write is None:
+            return self
+        if self.scale == 0:
+            raise ValueError("a point with scale 0 cannot be written")
+        for value in (self.write.low, self.write.high, *self.write.allowed):
+            if value is None or isinstance(value, bool | str):
+                continue
+            if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+                raise ValueError(f"{value:g} may be written, but would read as out of range: see the point's own low and high")
+        return self
+
+    def fit(self, raw: Value) -> Value:
+        """The raw value that the device can hold and that is nearest to `raw` (an integer register: the nearest whole number).
+        Pure. Raises Unusable, with the reason, where there is none: of another type, beyond the register's range."""
+        return raw
 
 
 @dataclass
@@ -188,6 +252,20 @@ class Adapter(ABC):
     async def close(self) -> None:
         """Lets go of the device. At any time, also twice, also after a failed `open`; left behind after 2 s. Raises nothing."""
         ...
+
+    async def write(self, point: str, value: Value) -> None:
+        """Writes a raw value (what `fit` of the point returned), once; returns when the device has confirmed it. It is called
+        in the line's turn; of a pushed adapter while `read` waits. May be cancelled at any await: then it may have reached
+        the device.
+
+        Raises LinkLost where certainly nothing was sent; Unknown where it may have reached the device; Unusable where the
+        device refuses it. Nothing repeats it: not the adapter, not its library."""
+        raise Unusable("this adapter cannot write", "`edge-runtime adapters` shows what each one does")
+
+    async def read_back(self, point: str) -> Value:
+        """The raw value that the point has now, asked of the device (None: it has none), in the line's turn like `write`.
+        Raises LinkLost, or Unusable where it cannot be read."""
+        raise Unusable("this adapter cannot read back", "what it writes is `written`, never `verified`")
 
     async def acknowledge(self, samples: Sequence[Sample]) -> None:
         """These samples, the oldest that `read` returned and that were not acknowledged yet, are on disk. Only called

@@ -324,9 +324,14 @@ class ConfigError(DocumentError):
 
 def load_file(file: Path, schemas: Mapping[str, type[Adapter]]) -> Loaded:
     """Raises ConfigError as `load` does, and when the file cannot be read."""
+    return Loaded(config=load(text_of(file), schemas, file), folder=file.resolve().parent)
+
+
+def text_of(file: Path) -> str:
+    """Raises ConfigError when the file cannot be read."""
     try:
         content = file.read_bytes() if file.stat().st_size <= document.SIZE_BYTES_MAX else b" " * (document.SIZE_BYTES_MAX + 1)
-        text = content.decode()
+        return content.decode()
     except OSError as error:
         example = "`edge-runtime config example` prints one to start from"
         hint = example if isinstance(error, FileNotFoundError) else "give a file that this user may read"
@@ -334,7 +339,6 @@ def load_file(file: Path, schemas: Mapping[str, type[Adapter]]) -> Loaded:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(str(file), line, "", "is no text in UTF-8", hint="is it the right file?")]) from None
-    return Loaded(config=load(text, schemas, file), folder=file.resolve().parent)
 
 
 def load(text: str, schemas: Mapping[str, type[Adapter]], file: Path | None = None) -> Config:
@@ -348,6 +352,11 @@ def load(text: str, schemas: Mapping[str, type[Adapter]], file: Path | None = No
     if not isinstance(doc.value, dict):
         what = "is empty" if doc.value is None else "is no mapping (key: value)"
         raise ConfigError([Problem(name, 1, "", what, hint="`edge-runtime config example` prints one to start from")])
+    return checked(doc, schemas)
+
+
+def checked(doc: document.Document, schemas: Mapping[str, type[Adapter]]) -> Config:
+    """Of a document whose value is a mapping. Raises ConfigError as `load` does."""
     problems = [*document.validate(doc, Config), *crosschecks.problems(doc, schemas)]
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line))

@@ -89,6 +89,10 @@ class BrokerError(EdgeError):
     """The broker could not be reached, refused us, or went away."""
 
 
+class Stranger(BrokerError):
+    """What answers there is no broker of our site: it was told nothing of us."""
+
+
 class Address(msgspec.Struct, frozen=True, kw_only=True):
     """Where a broker is and as whom to connect."""
 
@@ -101,7 +105,12 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    crl: str = ""
+    """Certificates that the CA has revoked, PEM."""
     tls: bool = False
+    site_ca: bool = False
+    """A broker of our own site: `ca_file` is the site's CA, and the broker must show a gateway's certificate of it, for whatever
+    host name and time. False: as anybody's broker, by its host name."""
     keepalive_s: int = 5
 
 
@@ -260,6 +269,10 @@ class Executor(Protocol):
 
     def withdraw(self) -> None:
         """From now on it offers nothing; what it has begun it computes to the end."""
+        ...
+
+    def resume(self) -> None:
+        """It offers again what it can compute."""
         ...
 
     async def execute(self, model: str, tensor: Tensor) -> Inference:

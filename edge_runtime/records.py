@@ -3,6 +3,7 @@
 | value   | born in                  | ends in                        |
 |---------|--------------------------|--------------------------------|
 | Sample  | an adapter               | a window, or a SAMPLE record   |
+| Outcome | sources/writing          | the reply to a command         |
 | Window  | pipeline/windowing       | a model's input                |
 | Tensor  | a window                 | a model's input, here or there |
 | Inference | a model                | a result                       |
@@ -16,7 +17,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -50,6 +51,30 @@ class Sample(msgspec.Struct, frozen=True):
     faults: dict[str, str] = {}
     message_id: str = ""
     row: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of writing one point. Values are scaled, as samples have them.
+
+    | outcome  | the device                                                                                 |
+    |----------|--------------------------------------------------------------------------------------------|
+    | verified | shows what was sent                                                                        |
+    | written  | has confirmed it; it was not read back (the point says so, or it could not be: `cause`)    |
+    | refused  | has not changed: nothing was sent, or the device itself refused it                         |
+    | failed   | was sent it, and shows something else                                                      |
+    | unknown  | was sent it, and neither confirmed it nor could be asked: it may have the one or the other |
+
+    `requested` is what was asked for, `sent` the nearest that the point can hold (None: nothing was sent), `before` and
+    `read_back` what the device showed (None: it was not asked, or showed no value).
+    """
+
+    outcome: Literal["verified", "written", "refused", "unknown", "failed"]
+    requested: Value
+    cause: str = ""
+    hint: str = ""
+    before: Value = None
+    sent: Value = None
+    read_back: Value = None
 
 
 class Privacy(StrEnum):

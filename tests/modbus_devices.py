@@ -32,6 +32,8 @@ from edge_runtime.adapter import Line, LinkLost
 from edge_runtime.testing import adapter
 
 START_S_MAX = 10.0
+WRITES = (5, 6, 15, 16, 22)
+"""Functions of Modbus that write."""
 _SOURCE = Path(__file__).parent / "integration" / "counterparts" / "modbus_server.c"
 _LIBC = ctypes.CDLL(None)
 
@@ -114,6 +116,10 @@ class Libmodbus:
         """(function, address, count) of each request since the start."""
         lines = self._log.read_text().splitlines()[1:]
         return [(int(function), int(address), int(count)) for function, address, count in map(str.split, lines)]
+
+    def writes(self) -> list[tuple[int, int]]:
+        """(function, address) of each request to write since the start."""
+        return [(function, address) for function, address, _ in self.requests() if function in WRITES]
 
     def stall(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -226,11 +232,16 @@ def _work_off(master: int, reply: Reply, ended: threading.Event) -> None:
     buffer = b""
     while not ended.is_set():
         buffer += os.read(master, 256)
-        while len(buffer) >= 8 and not ended.is_set():
-            request, buffer = buffer[:6], buffer[8:]
+        while len(buffer) >= 8 and len(buffer) >= (size := _request_bytes(buffer)) and not ended.is_set():
+            request, buffer = buffer[: size - 2], buffer[size:]
             for delay_s, answer in reply(request):
                 ended.wait(delay_s)
                 os.write(master, answer + crc16(answer))
+
+
+def _request_bytes(buffer: bytes) -> int:
+    """With unit and checksum."""
+    return {15: 9 + buffer[6], 16: 9 + buffer[6], 22: 10}.get(buffer[1], 8)
 
 
 @asynccontextmanager
@@ -270,3 +281,14 @@ def asked(request: bytes) -> tuple[int, int, int]:
     """(unit, address, count)"""
     address, count = struct.unpack(">HH", request[2:6])
     return request[0], address, count
+
+
+def written(request: bytes) -> list[int]:
+    """The registers (functions 6 and 16) that a request writes."""
+    data = request[4:6] if request[1] == 6 else request[7:]
+    return list(struct.unpack(f">{len(data) // 2}H", data))
+
+
+def write_answer(request: bytes) -> bytes:
+    """What confirms it."""
+    return request[:8] if request[1] == 22 else request[:6]

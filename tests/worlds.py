@@ -55,7 +55,7 @@ class Site:
     def gateway(self, **settings: Any) -> Gateway:
         self.lives += 1
         whole = {"site": "s", "gateway": "g", "sinks": {"cloud": {"type": "https", "url": "http://x"}}, **settings}
-        return Gateway(Config.model_validate(whole), self.folder, self._world())
+        return Gateway(Config.model_validate(whole), self.folder, self.world())
 
     @contextlib.asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Gateway]:
@@ -88,7 +88,7 @@ class Site:
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.log if event["event"] == name]
 
-    def _world(self) -> World:
+    def world(self) -> World:
         rng = self.loop.rng(f"life-{self.lives}")
 
         def make_sink(name: str, settings: AnySink, **_: Any) -> FakeSink:
@@ -104,7 +104,7 @@ class Site:
             new_worker=lambda _: InlineWorker(rng),
             new_disk=lambda pages: self.new_disk(pages),
             make_sink=make_sink,
-            new_host=lambda broker, folder: self.new_host(broker, folder),
+            new_host=lambda broker, folder, _: self.new_host(broker, folder),
             log=structlog.wrap_logger(None, processors=[self._note]),
             open_model=self.models.open,
         )

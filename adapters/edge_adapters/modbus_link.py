@@ -6,7 +6,8 @@ its retries (it repeats writes too), its reconnecting (after up to 300 s) and it
 **Answers that come late.** TCP answers carry a transaction number, but half of a late frame in the buffer shifts everything after
 it: so a connection on which a request was given up is closed. RTU answers carry nothing that ties them to a request: there the
 bytes that a unit still owes are remembered, and before anything else that unit is asked for an answer of another length (the
-canary). A unit answers in order, so when the canary's answer is there, no older one can come any more.
+canary). A unit answers in order, so when the canary's answer is there, no older one can come any more. An answer to a write
+that was given up is owed like any other: it is of another function than the canary's.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge_adapters.modbus_plan import BITS, Options, Table, answer_bytes
-from edge_runtime.adapter import LinkLost, Unusable
+from edge_adapters.modbus_plan import BITS, Options, Table, Write, answer_bytes
+from edge_runtime.adapter import LinkLost, Unknown, Unusable
 
 if TYPE_CHECKING:
     from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
@@ -30,6 +31,8 @@ CANARIES_MAX = 4
 """Answers of a wrong length, one after the other, until the unit is given up."""
 CANARY_LENGTHS = 8
 """Different lengths that are tried before one is used again."""
+WRITE_ANSWER = 0
+"""Among the sizes that a unit owes: the answer to a write. No answer to a read has this one."""
 QUIET_ROUNDS_MAX = 100
 """A line that is not silent in so many waits is given up."""
 
@@ -111,25 +114,52 @@ class Link:
         """One request and its answer, of the right length (bits: at least). Raises LinkLost.
 
         When it is cancelled or fails after the request was sent, the answer is still owed: see the module's text."""
+        await self._prepare()
+        size = answer_bytes(table, count)
+        owed = self._owed.setdefault(unit_id, set())
+        owed.add(size)
+        answer = await self._exchange(_requests()[table](dev_id=unit_id, address=address, count=count))
+        if isinstance(answer, Refused):
+            if owed == {size}:
+                owed.clear()
+            return answer
+        values: Sequence[int] = answer.bits if table in BITS else answer.registers
+        if answer_bytes(table, len(values)) != size:
+            self._give_up()
+            raise WrongAnswer(f"unit {unit_id} answered {len(values)} values for {count} asked ({table} {address})", _CONFUSED)
+        owed.clear()
+        return values
+
+    async def write(self, unit_id: int, order: Write) -> Refused | None:
+        """One request, sent once. None: the unit has confirmed it. Raises LinkLost where nothing was sent, else Unknown: no
+        answer, or one that does not repeat what was sent. Cancelled: the answer is still owed."""
+        await self._prepare()
+        if self._client is None or self._lost:
+            raise LinkLost(self._lost or "the connection was closed")
+        request = _write_request(unit_id, order)
+        owed = self._owed.setdefault(unit_id, set())
+        owed.add(WRITE_ANSWER)
+        try:
+            answer = await self._exchange(request)
+        except LinkLost as error:
+            raise Unknown(error.cause, error.hint) from error
+        if isinstance(answer, Refused):
+            owed.discard(WRITE_ANSWER)
+            return answer
+        if not request.encode().startswith(answer.encode()):
+            self._give_up()
+            raise Unknown(f"unit {unit_id} confirmed another write than the one that was sent", _CONFUSED)
+        owed.clear()
+        return None
+
+    async def _prepare(self) -> None:
+        """Until a request may be sent."""
         if self._client is None:
             await self.connect()  # another unit gave up a request and closed the connection that all share
         if self._silence_s:
             await self._quiet()
         if self._pause_s:
             await asyncio.sleep(self._pause_s)
-        size = answer_bytes(table, count)
-        owed = self._owed.setdefault(unit_id, set())
-        owed.add(size)
-        answer = await self._exchange(unit_id, table, address, count)
-        if isinstance(answer, Refused):
-            if owed == {size}:
-                owed.clear()
-            return answer
-        if answer_bytes(table, len(answer)) != size:
-            self._give_up()
-            raise WrongAnswer(f"unit {unit_id} answered {len(answer)} values for {count} asked ({table} {address})", _CONFUSED)
-        owed.clear()
-        return answer
 
     def owes(self, unit_id: int) -> bool:
         """RTU: an answer of this unit may still come, so nothing but `settle` may ask it."""
@@ -159,15 +189,16 @@ class Link:
             owed.clear()  # it refuses whatever it is asked there, and at once
         self._silence_s = self.options.quiet_s
 
-    async def _exchange(self, unit_id: int, table: Table, address: int, count: int) -> Sequence[int] | Refused:
-        """Sends a request and waits for what comes.
+    async def _exchange(self, request: ModbusPDU) -> Any | Refused:
+        """Sends a request, once, and waits for what comes.
 
-        Not client.read_...(): that waits with asyncio.wait_for, and the one of Python 3.11 forgets a cancellation that comes in
-        the same moment as the answer. The runtime's timeout strikes once only: the next request would wait for ever."""
+        Not client.read_...() or client.write_...(): they wait with asyncio.wait_for, and the one of Python 3.11 forgets a
+        cancellation that comes in the same moment as the answer. The runtime's timeout strikes once only: the next request
+        would wait for ever."""
         if self._client is None or self._lost:
             raise LinkLost(self._lost or "the connection was closed")
         ctx = self._client.ctx
-        request = _requests()[table](dev_id=unit_id, address=address, count=count, transaction_id=ctx.getNextTID())
+        request.transaction_id = ctx.getNextTID()
         self._answer = ctx.response_future = asyncio.get_running_loop().create_future()
         try:
             ctx.pdu_send(request)
@@ -178,11 +209,8 @@ class Link:
         found, wanted = ((pdu.function_code & 0x7F, pdu.transaction_id) for pdu in (answer, request))
         if found != wanted:
             self._give_up()
-            raise WrongAnswer(f"unit {unit_id} answered (function, transaction) {found} for {wanted} asked", _CONFUSED)
-        if answer.isError():
-            return Refused(answer.exception_code)
-        values: list[int] = answer.bits if table in BITS else answer.registers
-        return values
+            raise WrongAnswer(f"unit {request.dev_id} answered (function, transaction) {found} for {wanted} asked", _CONFUSED)
+        return Refused(answer.exception_code) if answer.isError() else answer
 
     def _give_up(self) -> None:
         if self.options.serial:
@@ -258,6 +286,25 @@ def _requests() -> dict[Table, type[ModbusPDU]]:
         "holding": register_message.ReadHoldingRegistersRequest,
         "input": register_message.ReadInputRegistersRequest,
     }
+
+
+def _write_request(unit_id: int, order: Write) -> ModbusPDU:
+    from pymodbus.pdu import bit_message, register_message
+
+    words = list(order.words)
+    match order.function:
+        case 5:
+            return bit_message.WriteSingleCoilRequest(dev_id=unit_id, address=order.address, bits=[words[0] == 1])
+        case 6:
+            return register_message.WriteSingleRegisterRequest(dev_id=unit_id, address=order.address, registers=words)
+        case 15:
+            bits = [word == 1 for word in words]
+            return bit_message.WriteMultipleCoilsRequest(dev_id=unit_id, address=order.address, bits=bits)
+        case 16:
+            return register_message.WriteMultipleRegistersRequest(dev_id=unit_id, address=order.address, registers=words)
+        case 22:
+            and_mask, or_mask = words
+            return register_message.MaskWriteRegisterRequest(order.address, and_mask, or_mask, dev_id=unit_id)
 
 
 _INSTALL = "pip install 'edge-runtime[modbus]'"

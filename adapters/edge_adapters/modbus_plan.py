@@ -8,23 +8,23 @@ them are read along and thrown away.
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_adapters import modbus_values
+from edge_adapters.modbus_values import Decode, Order, Type
 from edge_runtime import adapter
 from edge_runtime.adapter import Field, Unusable, Value, model_validator
 
 Table = Literal["holding", "input", "coil", "discrete"]
-Type = Literal["int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "bool", "string"]
-Order = Literal["ABCD", "CDAB", "BADC", "DCBA"]
 
 BITS: tuple[Table, ...] = ("coil", "discrete")
 TABLES: tuple[Table, ...] = ("holding", "input", "coil", "discrete")
 _MODICON: dict[int, Table] = {0: "coil", 1: "discrete", 3: "input", 4: "holding"}
-_NUMBERS = {"int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q", "float32": "f", "float64": "d"}
+
+WRITE_REGISTERS_MAX = 123
+"""In one request (function 16)."""
 
 
 class Options(adapter.Options):
@@ -50,6 +50,9 @@ class Options(adapter.Options):
     )
     block_registers_max: int = Field(120, ge=1, le=125, description="Most registers in one request")
     block_bits_max: int = Field(2000, ge=1, le=2000, description="Most coils or discrete inputs in one request")
+    write_multiple: bool = Field(
+        False, description="Write a single coil or register with function 15 or 16, too: for a device that refuses 5 and 6"
+    )
     quiet_s: float = Field(
         0.05,
         ge=0.002,
@@ -70,7 +73,7 @@ class Options(adapter.Options):
         return self
 
 
-class Point(adapter.Point):
+class Point(adapter.WritablePoint):
     """Where a value stands: `number` as in the device's list (40001), or `table` and `address` counted from 0."""
 
     number: int | None = Field(
@@ -108,6 +111,29 @@ class Point(adapter.Point):
         if (self.type == "string") != (self.length is not None):
             raise ValueError("a string needs `length` (in characters), and only a string has one")
 
+    @model_validator(mode="after")
+    def _device_can_be_written(self) -> Point:
+        if self.write is None:
+            return self
+        table, _ = place(self)
+        if table in ("input", "discrete"):
+            what = "an input register" if table == "input" else "a discrete input"
+            raise ValueError(f"{what} is read only: `write` is for coils and holding registers")
+        if width(self) > WRITE_REGISTERS_MAX:
+            raise ValueError(f"one request writes at most {WRITE_REGISTERS_MAX} registers, this point has {width(self)}")
+        kind = kind_of(self)
+        fitting = {"bool": bool, "string": str}.get(kind)
+        if fitting and not (self.write.allowed and all(isinstance(one, fitting) for one in self.write.allowed)):
+            raise ValueError(f"a {kind} needs `allowed`, such as {[True, False] if fitting is bool else ['AUTO', 'MANUAL']}")
+        if not fitting and any(isinstance(one, bool | str) for one in self.write.allowed):
+            raise ValueError(f"`allowed` must be numbers: the point is a {kind}")
+        return self
+
+    def fit(self, raw: Value) -> Value:
+        """An integer register holds the nearest whole number (of two equally near ones the even one), float32 the nearest of
+        its 32 bits. Beyond its range: Unusable."""
+        return modbus_values.fit(kind_of(self), self.length or 0, raw)
+
 
 def place(point: Point) -> tuple[Table, int]:
     """Table and address counted from 0. Raises ValueError for a number that is in no table."""
@@ -121,15 +147,13 @@ def place(point: Point) -> tuple[Table, int]:
     return table, rest - 1
 
 
+def kind_of(point: Point) -> Type:
+    return "bool" if place(point)[0] in BITS else point.type or "uint16"
+
+
 def width(point: Point) -> int:
     """Registers (or bits) of a point."""
-    if point.type == "string":
-        return (point.length or 0) // 2 + (point.length or 0) % 2
-    return struct.calcsize(_NUMBERS.get(point.type or "", "H")) // 2
-
-
-Decode = Callable[[Sequence[int], int], Value]
-"""Registers (or bits) of a block and where the point starts in them -> raw value; None: these registers hold no value."""
+    return modbus_values.width(point.type or "uint16", point.length or 0)
 
 
 @dataclass(frozen=True)
@@ -243,54 +267,32 @@ def _grow(table: Table, fields: Sequence[Spot], gap: int, most: int) -> list[Blo
 
 
 def _field(point: Point, table: Table, address: int, order: Order) -> Spot:
-    count = width(point)
-    if table in BITS:
-        return Spot(point.name, address, 1, _bit, "no value")
-    if point.type == "bool":
-        return Spot(point.name, address, 1, _bit_of(point.bit or 0, order), "no value")
-    if point.type == "string":
-        return Spot(point.name, address, count, _text(point.length or 0, order), "not text")
-    return Spot(point.name, address, count, _number(_NUMBERS[point.type or "uint16"], order), "not a number")
+    decode, fault = modbus_values.decoder(kind_of(point), order, point.bit, point.length or 0)
+    return Spot(point.name, address, width(point), decode, fault)
 
 
-def _bit(answer: Sequence[int], at: int) -> Value:
-    return bool(answer[at])
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _bit_of(bit: int, order: Order) -> Decode:
-    shift = bit ^ 8 if order in ("BADC", "DCBA") else bit
-    return lambda answer, at: bool(answer[at] >> shift & 1)
+@dataclass(frozen=True)
+class Write:
+    """One write request. `words`: registers (functions 6 and 16), coils as 0 and 1 (5 and 15), or what function 22 ANDs a
+    register with and ORs into it: it changes one bit inside the device, while reading, changing and writing the register from
+    here would put back what the device's program has changed in between."""
+
+    function: Literal[5, 6, 15, 16, 22]
+    address: int
+    words: tuple[int, ...]
 
 
-def _number(code: str, order: Order) -> Decode:
-    """A is the most significant byte. CDAB and DCBA: the words come last one first. BADC and DCBA: in each word the low byte
-    is the more significant one. It holds for 16, 32 and 64 bits alike."""
-    if code == "H" and order in ("ABCD", "CDAB"):
-        return lambda answer, at: answer[at]
-    count = struct.calcsize(code) // 2
-    pack = struct.Struct(f"{'<' if order in ('BADC', 'DCBA') else '>'}{count}H").pack
-    unpack = struct.Struct(f">{code}").unpack
-    step = -1 if order in ("CDAB", "DCBA") else 1
-    real = code in "fd"
-
-    def decode(answer: Sequence[int], at: int) -> Value:
-        value: float | int = unpack(pack(*answer[at : at + count][::step]))[0]
-        return None if real and not math.isfinite(value) else value
-
-    return decode
-
-
-def _text(length: int, order: Order) -> Decode:
-    """Characters stand in the order of the registers, whatever the word order of numbers; bytes in a register may be swapped.
-    It ends at the first NUL; trailing blanks are padding."""
-    count = length // 2 + length % 2
-    pack = struct.Struct(f"{'<' if order in ('BADC', 'DCBA') else '>'}{count}H").pack
-
-    def decode(answer: Sequence[int], at: int) -> Value:
-        raw = pack(*answer[at : at + count])[:length]
-        try:
-            return raw.split(b"\0", 1)[0].decode("utf-8").rstrip()
-        except UnicodeDecodeError:
-            return None
-
-    return decode
+def write_request(options: Options, point: Point, raw: Value) -> Write:
+    """All registers of a value in one request. Raises Unusable for a value that does not fit."""
+    table, address = place(point)
+    raw, order = point.fit(raw), point.order or options.order
+    if table == "coil":
+        return Write(15 if options.write_multiple else 5, address, (int(bool(raw)),))
+    if point.bit is not None:
+        mask = 1 << modbus_values.shift(point.bit, order)
+        return Write(22, address, (0xFFFF & ~mask, mask if raw else 0))
+    words = modbus_values.registers(kind_of(point), order, point.length or 0, raw)
+    return Write(16 if options.write_multiple or len(words) > 1 else 6, address, words)

@@ -63,6 +63,11 @@ class SystemDice:
         return os.urandom(8).hex()
 
 
+def secret(size_bytes: int) -> bytes:
+    """For a token that lets somebody in: nothing that could be guessed, and never from a seed."""
+    return os.urandom(size_bytes)
+
+
 class ThreadWorker:
     """One thread, started by the first call. It is a daemon: a driver that hangs for ever does not keep the program from ending;
     whoever needs its calls done before the program ends awaits them, or calls `close`.

@@ -90,6 +90,9 @@ class PahoConnection:
     def __init__(self, address: Address, will: Will | None, line: wire.Wire, generation: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._where = wire.name(address)
+        self._early_hint = "is it an MQTT 3.1.1 broker without TLS?"
+        if address.tls:  # with TLS 1.3 we hear after the handshake that our certificate is not taken
+            self._early_hint = "is it an MQTT 3.1.1 broker, and our certificate one that it takes, not revoked?"
         self._generation = generation
         self._line = line
         self._lost: BrokerError | None = None
@@ -240,8 +243,7 @@ class PahoConnection:
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if self._lost is not None:
             return
-        early = not self._connack.done()
-        hint = "is it an MQTT 3.1.1 broker without TLS?" if early else "did it stop, or did another client take our client_id?"
+        hint = self._early_hint if not self._connack.done() else "did it stop, or did another client take our client_id?"
         self._lose(self._line.ended or f"the broker broke the protocol: {str(reason).lower()}", hint)
         self._line.drop()
 

@@ -1,6 +1,7 @@
 """Starts the local broker as a child process (`broker.mode: hosted` or `auto`): mosquitto, or the embedded iotcore.
 
-It listens on `broker.listen`: on loopback, or on the network, where it lets in anybody who is there (and says so at every start).
+It listens on `broker.listen`: on loopback, or on the network, where it lets in anybody who is there (and says so at every start),
+unless this gateway has an identity: then it speaks TLS only, to members of the site, and each one may write its own (acl.py).
 The child dies with this process, also by kill -9; one that crashes is started again. mosquitto keeps sessions, queues and
 retained messages in `folder` and saves them every second. `hosted`: for ever. `auto`: as long as this gateway goes on hosting; a
 later time begins empty, because the site was elsewhere meanwhile, and what was kept is old news by then.
@@ -11,24 +12,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import errno
 import functools
 import importlib.metadata
 import importlib.util
-import ipaddress
 import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from edge_runtime.address import address
+from edge_runtime.bus import listening
+from edge_runtime.bus.acl import acl
 from edge_runtime.bus.broker import PahoBus
+from edge_runtime.bus.member import Dress
+from edge_runtime.bus.refusals import Refusals
 from edge_runtime.config import Broker
 from edge_runtime.ports import Address, BrokerError, Clock, Dice
+from edge_runtime.trust.identity import Identity
 
 START_S_MAX = 10.0
 STOP_S_MAX = 5.0
@@ -42,13 +44,15 @@ INFLIGHT_MAX = 100
 MESSAGE_BYTES_MAX = 17 * 2**20
 """A batch (messages.BATCH_BYTES_MAX) and its topic. iotcore's own default is 20 KiB: it closes the connection beyond it."""
 
+LOOK_S = 1.0
+"""How often the roster, our certificate and the log are looked at."""
+
 _PR_SET_PDEATHSIG = 1
-_ANYWHERE = ("0.0.0.0", "::")
 _PLACES = f"{os.defpath}:/usr/sbin:/usr/local/sbin"
 _MOSQUITTO = """\
 # Written at every start: changes are lost.
 {user}{listeners}
-allow_anonymous true
+{access}
 persistence true
 persistence_location {folder}/
 autosave_interval 1
@@ -61,19 +65,47 @@ log_dest stderr
 log_type error
 log_type warning
 """
+_MEMBERS_ONLY = """\
+cafile {ca}
+certfile {cert}
+keyfile {key}
+tls_version tlsv1.2
+require_certificate true
+use_identity_as_username true
+"""
+"""Of each listener. tls_version is the lowest."""
+
+
+class _State(NamedTuple):
+    """Of the identity, as far as mosquitto is concerned."""
+
+    revision: int = 0
+    serial: str = ""
+    """Of our certificate: it may be renewed."""
+    revoked: frozenset[str] = frozenset()
 
 
 class BrokerHost:
     """One hosted broker. Call `start` from a thread that lives as long as the broker must (the event loop's): the child dies
     with the *thread* that forked it."""
 
-    def __init__(self, settings: Broker, folder: Path, clock: Clock, dice: Dice, log: Any) -> None:
+    def __init__(
+        self, settings: Broker, folder: Path, clock: Clock, dice: Dice, log: Any, identity: Identity | None = None
+    ) -> None:  # fmt: skip
+        """`identity`: of this gateway; None: there is no site. Its roster and its certificate may change at any time."""
         self._settings = settings
         self._folder = folder
         self._clock = clock
         self._dice = dice
         self._log = log
-        self._listen, self._address = _where(settings)
+        self._listen, self._address = listening.where(settings)
+        self._dress = None if identity is None else Dress(identity)
+        self._applied = self._state()
+        self._told = 0
+        """Refused clients, when we last told of them."""
+        self._cause = ""
+        self._refusals = Refusals(folder / "broker.log")
+        self._restarting = False
         self._command: list[str] = []
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -84,6 +116,12 @@ class BrokerHost:
         """Which one runs, for people: "mosquitto 2.0.11"; "" before `start`."""
         return self._program
 
+    @property
+    def refused_connections(self) -> int:
+        """Clients without a certificate of the site, as mosquitto's log tells, since the start of this gateway. What its access
+        rules refuse is not counted: see refusals.py."""
+        return self._refusals.count
+
     async def start(self) -> Address:
         """Returns when it accepts MQTT connections. Raises BrokerError: neither program is there, the port is taken, ..."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,11 +129,11 @@ class BrokerHost:
         if self._settings.mode == "auto":
             (self._folder / "mosquitto.db").unlink(missing_ok=True)
         await self._launch()
-        if not _is_loopback(self._listen[0]):
+        if self._dress is None and not listening.is_loopback(self._listen[0]):
             hint = "no TLS, no passwords: for a trusted network only; else an external broker with TLS and access rules"
             cause = "whoever is on the network may read and write everything on this broker"
             self._log.warning("broker_open_to_network", listen=self._listen[0], port=self._address.port, cause=cause, hint=hint)
-        return self._address
+        return self._reach()
 
     async def run(self) -> None:
         """Starts it again whenever it dies, with growing pauses; returns after `stop`."""
@@ -103,12 +141,14 @@ class BrokerHost:
         while not self._stopping.is_set():
             began_ns = self._clock.mono_ns()
             if self._child is not None:
-                code = await self._child.wait()
+                code = await self._watch(self._child)
                 if self._stopping.is_set():
                     return
-                self._log.warning("broker_died", program=self._program, status=code, says=self._last_words())
-            steady = self._clock.mono_ns() - began_ns > STEADY_S * 1e9
+                if not self._restarting:
+                    self._log.warning("broker_died", program=self._program, status=code, says=self._last_words())
+            steady = self._restarting or self._clock.mono_ns() - began_ns > STEADY_S * 1e9
             pause_s = 0.0 if steady else min(RESTART_S_MAX, max(0.1, pause_s * 2))
+            self._restarting = False
             await asyncio.sleep(self._dice.uniform(pause_s / 2, pause_s))
             try:
                 await self._launch()
@@ -124,14 +164,43 @@ class BrokerHost:
         if child is not None:
             await _end(child)
 
+    def refresh_roster(self) -> None:
+        """Takes what the identity's roster and certificate say now; done without being asked within LOOK_S.
+
+        At a SIGHUP mosquitto 2.0.11 reads its access rules, certificate, key and CRL again. But a client that is connected stays
+        so, though its certificate is revoked (measured), and goes on to read all of the site; and of two CRLs with the same
+        date it may keep the old one. So after a revocation it is started again: the revoked one is off after 0.1 s, the others
+        are back after 0.25 s.
+        """
+        before, child = self._applied, self._child
+        if child is None or child.returncode is not None or self._state() == before:
+            return
+        try:
+            self._write_access()
+        except BrokerError as error:  # the disk is full: tried again until it is written
+            if error.cause != self._cause:
+                self._log.error("roster_not_applied", cause=error.cause, hint=error.hint)
+            self._cause = error.cause
+            return
+        self._cause = ""
+        if before.revoked == self._applied.revoked:
+            child.send_signal(signal.SIGHUP)
+        else:
+            self._log.warning("broker_restarted", cause="a member was revoked", revision=self._applied.revision)
+            self._restarting = True
+            child.terminate()
+
     async def _choose(self) -> list[str]:
-        wanted = self._settings.program
+        wanted = "mosquitto" if self._dress is not None else self._settings.program
+        if self._dress is not None and self._settings.program == "iotcore":
+            cause = "iotcore lets clients without a certificate in: it cannot serve a gateway that belongs to a site"
+            raise BrokerError(cause, "apt-get install mosquitto, and broker.program: mosquitto or auto")
         found = shutil.which("mosquitto") or shutil.which("mosquitto", path=_PLACES)
         if found and wanted != "iotcore":
             return await self._mosquitto(found)
         if wanted != "mosquitto" and importlib.util.find_spec("iotcore"):
             self._program = f"iotcore {importlib.metadata.version('iotcore')} (nothing survives a kill -9)"
-            if self._listen[0] not in _ANYWHERE:  # it has one listener only
+            if self._listen[0] not in listening.ANYWHERE:  # it has one listener only
                 self._listen = self._listen[:1]
                 self._address = Address(host=self._listen[0], port=self._address.port)
             return [sys.executable, "-m", __spec__.name, self._listen[0], str(self._address.port)]
@@ -143,21 +212,66 @@ class BrokerHost:
         asked = await asyncio.create_subprocess_exec(found, "-h", stdout=asyncio.subprocess.PIPE)
         words = (await asked.communicate())[0].decode(errors="replace").split()
         self._program = f"mosquitto {words[2]}" if words[:2] == ["mosquitto", "version"] else "mosquitto"
-        file = self._folder / "mosquitto.conf"
+        return [found, "-c", str(self._folder / "mosquitto.conf")]
+
+    def _configure(self) -> None:
+        """At every start of mosquitto."""
+        listener, access = "", "allow_anonymous true"
+        if self._dress is not None:
+            self._write_access()
+            who = self._dress.identity
+            listener = _MEMBERS_ONLY.format(ca=who.ca_file.resolve(), cert=who.cert_file.resolve(), key=who.key_file.resolve())
+            listener += f"crlfile {self._folder.resolve()}/crl.pem\n" if who.roster.crl else ""
+            access = f"allow_anonymous false\nacl_file {self._folder.resolve()}/acl"
         text = _MOSQUITTO.format(
-            user="user root\n" if os.geteuid() == 0 else "",  # else it becomes `mosquitto`, which cannot write to our folder
-            listeners="\n".join(f"listener {self._address.port} {each}" for each in self._listen),
+            user="user root\n" if os.geteuid() == 0 else "",  # else it becomes `mosquitto`, which cannot read our key or folder
+            listeners="\n".join(f"listener {self._address.port} {each}\n{listener}" for each in self._listen),
+            access=access,
             folder=self._folder.resolve(),
             queued=self._settings.queued_messages_max,
             inflight=INFLIGHT_MAX,
             size=MESSAGE_BYTES_MAX,
         )
-        file.write_text(text)
-        return [found, "-c", str(file)]
+        (self._folder / "mosquitto.conf").write_text(text)
+
+    def _write_access(self) -> None:
+        """Not synced: it is written again at every start. Raises BrokerError."""
+        if self._dress is not None:
+            state, who = self._state(), self._dress.identity
+            try:
+                (self._folder / "crl.pem").write_text(who.roster.crl)
+                (self._folder / "acl").write_text(acl(who.site, who.roster))
+            except OSError as error:
+                raise BrokerError(f"{error.filename}: cannot be written: {error.strerror}", "is the disk full?") from None
+            self._applied = state
+
+    def _state(self) -> _State:
+        if self._dress is None:
+            return _State()
+        who = self._dress.identity
+        return _State(who.roster.revision, who.subject.serial, frozenset(each.serial for each in who.roster.revoked))
+
+    def _reach(self) -> Address:
+        """For clients on this machine."""
+        return self._address if self._dress is None else self._dress(self._address)
+
+    async def _watch(self, child: asyncio.subprocess.Process) -> int:
+        """Until it dies: its status."""
+        waiting = asyncio.create_task(child.wait(), name="broker process")
+        try:
+            while not (await asyncio.wait([waiting], timeout=LOOK_S))[0]:
+                reason, count = self._refusals.look(), self._refusals.count
+                if reason and count >= 2 * self._told:
+                    self._told = count
+                    self._log.warning("broker_refused", clients=count, cause=reason)
+                self.refresh_roster()
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
     async def _launch(self) -> None:
         for each in self._listen:
-            _check_free(each, self._address.port)
+            listening.check_free(each, self._address.port)
         try:
             await self._attempt()
         except BrokerError:
@@ -166,7 +280,10 @@ class BrokerHost:
             await self._attempt()
 
     async def _attempt(self) -> None:
-        with (self._folder / "broker.log").open("wb") as log:
+        if self._command[0] != sys.executable:
+            self._configure()
+        self._refusals.begin()
+        with (self._folder / "broker.log").open("ab") as log:
             # A process group of its own: Ctrl-C on the terminal is for the gateway, which still has to drain to this broker.
             child = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -184,12 +301,12 @@ class BrokerHost:
                 await _end(child)
 
     async def _ready(self, child: asyncio.subprocess.Process) -> None:
-        refused = "it does not answer"
+        refused, where = "it does not answer", self._reach()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_S_MAX):
                 while child.returncode is None:
                     try:
-                        await (await PahoBus().connect(self._address, timeout_s=START_S_MAX)).close()
+                        await (await PahoBus().connect(where, timeout_s=START_S_MAX)).close()
                     except BrokerError as error:
                         refused = error.cause
                         await asyncio.sleep(PROBE_S)
@@ -220,57 +337,6 @@ def serve(host: str, port: str) -> None:
     logging.disable(logging.CRITICAL)  # it logs an "error" for every packet; what stops it is an exception
     listen = f"[{host}]" if ":" in host else host
     iotcore.Broker(port=int(port), listen=listen, max_payload_size=MESSAGE_BYTES_MAX).run_forever()
-
-
-def _where(settings: Broker) -> tuple[list[str], Address]:
-    """The addresses to listen on, and the one for clients on this machine: loopback, so that they need no network. Raises
-    BrokerError unless it is plain MQTT at an address."""
-    where = address(settings.url)
-    if where.tls or where.username:
-        hint = "url: mqtt://127.0.0.1:1883; with TLS and passwords: a broker of your own, and mode external"
-        raise BrokerError("a hosted broker listens on loopback or the network without TLS and passwords", hint)
-    listen = "127.0.0.1" if settings.listen == "localhost" else settings.listen
-    if listen == "127.0.0.1":
-        host = "127.0.0.1" if where.host == "localhost" else where.host
-        if not _is_loopback(host):
-            hint = f"broker.listen: 0.0.0.0 opens it to the network; url: mqtt://127.0.0.1:{where.port}"
-            raise BrokerError(f"a hosted broker listens on loopback unless broker.listen says more, not on {host}", hint)
-        return [host], Address(host=host, port=where.port)
-    try:
-        parsed = ipaddress.ip_address(listen)
-    except ValueError:
-        raise BrokerError(f"broker.listen: {listen} is no address", "an address of this machine, or 0.0.0.0") from None
-    near = Address(host="127.0.0.1" if parsed.version == 4 else "::1", port=where.port)
-    if listen == "::":
-        return ["::", "0.0.0.0"], near
-    if listen == "0.0.0.0":
-        return [listen], near
-    if parsed.is_loopback:
-        return [listen], Address(host=listen, port=where.port)
-    return [listen, near.host], near
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_free(host: str, port: int) -> None:
-    """Else we would take another program's broker for our own."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            hint = "another broker? take it with `mode: external`, or another port in broker.url"
-            if error.errno == errno.EADDRNOTAVAIL:
-                hint = "broker.listen is an address of this machine, or 0.0.0.0"
-            raise BrokerError(f"port {port} on {host}: {(error.strerror or str(error)).lower()}", hint) from None
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

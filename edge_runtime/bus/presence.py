@@ -51,6 +51,9 @@ class Birth(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     offers: Annotated[tuple[Offer, ...], msgspec.Meta(max_length=MODELS_MAX)] = ()
     accelerators: Annotated[tuple[str, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
     fingerprint: str = ""
+    """Of its key, where the site has an authority."""
+    agreement: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Its half of the keys for tasks and replies; new with each start."""
     uptime_s: Seconds = 0.0
     """In the mesh; of two gateways with one name the one that is longer there keeps it."""
 
@@ -62,6 +65,9 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     gateway: Word
     instance: Word
     period_s: Seconds
+    boot: str = ""
+    now_ns: Count = 0
+    """Of its monotonic clock in this boot: by it others say until when a command holds, whatever the wall clocks show."""
     uptime_s: Seconds = 0.0
     queue: Count = 0
     """Windows that wait or run here, own ones and tasks."""

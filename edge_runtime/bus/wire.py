@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from edge_runtime.bus import tls
+from edge_runtime.bus.tls import describe
 from edge_runtime.ports import Address, BrokerError
 
 READ_BYTES = 65_536
@@ -202,7 +203,7 @@ class Wire:
 
 async def dial(address: Address) -> Wire:
     """One attempt at each of the host's addresses. Raises BrokerError; may be cancelled."""
-    tls = _tls(address) if address.tls else None
+    context = tls.context(address) if address.tls else None
     last = OSError(f"no address for {address.host}")
     for family, where in await _resolve(address):
         with contextlib.ExitStack() as cleanup:
@@ -214,8 +215,8 @@ async def dial(address: Address) -> Wire:
                 last = error
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if tls is not None:
-                sock = cleanup.enter_context(await _handshake(tls, sock, address))
+            if context is not None:
+                sock = cleanup.enter_context(await _handshake(context, sock, address))
             cleanup.pop_all()
             return Wire(sock)
     hint = "is the broker running, is the port right?" if isinstance(last, ConnectionRefusedError) else "is the network up?"
@@ -226,14 +227,6 @@ def name(address: Address) -> str:
     """For messages: never with the password."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     return f"{'mqtts' if address.tls else 'mqtt'}://{host}:{address.port}"
-
-
-def describe(error: OSError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS: the broker's certificate was not accepted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error.strerror or error}".lower().replace("tls", "TLS").replace("_", " ")
-    return (os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)).lower()
 
 
 async def _resolve(address: Address) -> list[tuple[int, Any]]:
@@ -284,42 +277,26 @@ async def _look_up(host: str, port: int) -> list[Any]:
     return await found
 
 
-def _tls(address: Address) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=address.ca_file or None)
-    except OSError as error:
-        raise BrokerError(f"CA certificate {address.ca_file}: {describe(error)}", "a PEM file with the site's CA") from None
-    if address.cert_file:
-        try:
-            context.load_cert_chain(address.cert_file, address.key_file or None)
-        except OSError as error:
-            files = " and ".join(filter(None, (address.cert_file, address.key_file)))
-            raise BrokerError(f"client certificate {files}: {describe(error)}", "PEM files that belong together") from None
-    return context
-
-
-async def _handshake(context: ssl.SSLContext, sock: socket.socket, address: Address) -> ssl.SSLSocket:
+async def _handshake(context: ssl.SSLContext, plain: socket.socket, address: Address) -> ssl.SSLSocket:
+    """Raises BrokerError. 6 ms on loopback, of which the event loop is held 1.5 ms at a time."""
     with contextlib.ExitStack() as cleanup:
-        tls = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
-        cleanup.callback(tls.close)
+        sock = context.wrap_socket(plain, server_hostname=address.host, do_handshake_on_connect=False)
+        cleanup.callback(sock.close)
         while True:
             try:
-                tls.do_handshake()
+                sock.do_handshake()
             except ssl.SSLWantReadError:
-                await _readable(tls)
+                await _readable(sock)
             except ssl.SSLWantWriteError:
-                await _writable(tls)
+                await _writable(sock)
             except OSError as error:
-                trust = isinstance(error, ssl.SSLCertVerificationError)
-                hint = (
-                    "ca_file must hold the CA that signed it, for this host name"
-                    if trust
-                    else "is it a TLS port, and the certificate one that it knows?"
-                )
-                raise BrokerError(f"{name(address)}: {describe(error)}", hint) from None
+                raise tls.refusal(name(address), address, error) from None
             else:
-                cleanup.pop_all()
-                return tls
+                break
+        if address.site_ca:
+            tls.check_gateway(name(address), sock)
+        cleanup.pop_all()
+        return sock
 
 
 async def _readable(sock: socket.socket) -> None:

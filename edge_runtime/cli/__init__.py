@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-VERBS = ("run", "demo", "check", "config", "adapters", "models", "outbox", "mesh", "receive")
+VERBS = ("run", "demo", "check", "config", "adapters", "models", "outbox", "mesh", "receive", "site", "join", "audit")
 """Each is the module edge_runtime.cli.{verb}; in the order in which --help shows them."""
 
 INTERRUPTED = 130

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_runtime.config import Config, Log
+    from collections.abc import Callable
+
+    from edge_runtime.config import Log
+    from edge_runtime.lifetime import Lifetime
     from edge_runtime.world import World
 
 SUMMARY = "run a gateway until SIGINT or SIGTERM"
@@ -27,24 +30,36 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from edge_runtime import config
+    from edge_runtime.control.origin import bare, said_by
+    from edge_runtime.lifetime import BOOK, Lifetime
     from edge_runtime.sources.registry import Registry
 
-    registry = Registry()
-    loaded = config.load_file(args.file, registry)
-    log = logger(loaded.config.log)
+    registry, folder = Registry(), args.file.resolve().parent
+    text, unreadable = None, None
+    try:
+        text = config.text_of(args.file)
+    except config.ConfigError as error:
+        unreadable = error
+    early = bare(said_by(text))
+    data_dir = folder / early.data_dir
+    if unreadable and not (data_dir / BOOK).exists():
+        raise unreadable
+    log = logger(early.log)
     sys.excepthook = lambda _kind, error, _trace: log.critical("gateway_failed", exc_info=error)
-    with locked(loaded.folder / loaded.config.data_dir):
-        asyncio.run(serve(loaded.config, loaded.folder, real_world(registry, log)))
+    with locked(data_dir):
+        if unreadable:
+            log.error("configuration_unreadable", cause=unreadable.cause, hint=unreadable.hint)
+        world = real_world(registry, log)
+        asyncio.run(serve(lambda: Lifetime(text, str(args.file), folder, data_dir, world), log))
     return 0
 
 
-async def serve(settings: Config, folder: Path, world: World) -> None:
+async def serve(begin: Callable[[], Lifetime], log: Any) -> None:
+    """Until a signal."""
     import asyncio
     import signal
 
-    from edge_runtime.gateway import Gateway
-
-    gateway = Gateway(settings, folder, world)
+    gateway = begin()
     loop = asyncio.get_running_loop()
     running = asyncio.ensure_future(gateway.run())
 
@@ -59,7 +74,7 @@ async def serve(settings: Config, folder: Path, world: World) -> None:
     try:
         await running
     except asyncio.CancelledError:
-        world.log.warning("gateway_interrupted", hint="what was accepted is on the disk")
+        log.warning("gateway_interrupted", hint="what was accepted is on the disk")
 
 
 def real_world(registry: Any, log: Any) -> World:
@@ -85,14 +100,33 @@ def real_world(registry: Any, log: Any) -> World:
         new_worker=ThreadWorker,
         new_disk=FileDisk,
         make_sink=sinks.make,
-        new_host=lambda settings, folder: BrokerHost(settings, folder, clock, dice, log),
+        new_host=lambda settings, folder, identity: BrokerHost(settings, folder, clock, dice, log, identity),
         log=log,
+        use_log=use_log,
         version=version("edge-runtime"),
         new_discovery=lambda mesh, listen: discovery.make(mesh, listen, log),
         reachable=discovery.reachable,
         vitals=lambda folder: SystemVitals(folder).read,
         systemd=systemd.found(),
     )
+
+
+def use_log(settings: Log) -> None:
+    """From now on this level; the format stays until the next start of the process."""
+    _Level.least = getattr(logging, settings.level.upper())
+
+
+class _Level:
+    """A processor that drops what is below the level of the moment."""
+
+    least = logging.INFO
+
+    def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        import structlog
+
+        if logging.getLevelNamesMapping()[method.upper()] < self.least:
+            raise structlog.DropEvent
+        return event
 
 
 def logger(settings: Log) -> Any:
@@ -103,14 +137,16 @@ def logger(settings: Log) -> Any:
 
     json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
     render: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(pad_event_to=24)
+    use_log(settings)
     structlog.configure(
         processors=[
+            _Level(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _tell_exception,
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

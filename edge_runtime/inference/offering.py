@@ -26,18 +26,12 @@ FAILURES_MAX = 5
 
 
 class Offering:
-    """`references`: the models, as pipelines name them. `changed` is called whenever `offers` gives something else."""
+    """`changed` is called whenever `offers` gives something else. Say `use` first."""
 
-    def __init__(
-        self,
-        references: Sequence[str],
-        open_model: Callable[[str], Awaitable[Model]],
-        changed: Callable[[], None],
-        dice: Dice,
-        log: Any,
-    ) -> None:
-        self._references = tuple(dict.fromkeys(references))
-        self._open_model, self._changed, self._dice, self._log = open_model, changed, dice, log
+    def __init__(self, changed: Callable[[], None], dice: Dice, log: Any) -> None:
+        self._changed, self._dice, self._log = changed, dice, log
+        self._references: tuple[str, ...] = ()
+        self._open_model: Callable[[str], Awaitable[Model]]
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
         """Of a model's name: the reference that it was opened by."""
@@ -45,6 +39,10 @@ class Offering:
         """In a row."""
         self._broken = asyncio.Event()
         self._withdrawn = False
+
+    def use(self, references: Sequence[str], open_model: Callable[[str], Awaitable[Model]]) -> None:
+        """The models, as pipelines name them, and how they are opened: with the next `run`."""
+        self._references, self._open_model = tuple(dict.fromkeys(references)), open_model
 
     async def run(self) -> None:
         """Opens them, one after the other, and keeps trying what does not open; until cancelled."""
@@ -99,6 +97,10 @@ class Offering:
 
     def withdraw(self) -> None:
         self._withdrawn = True
+        self._changed()
+
+    def resume(self) -> None:
+        self._withdrawn = False
         self._changed()
 
     def offers(self) -> list[Offer]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.bus import frames, topics
+from edge_runtime.bus import frames
 from edge_runtime.bus.frames import BadFrame, Cancel, Reply, Task, Verdict
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.admission import Kept, Outcome, Queue, Refusal, TaskKey, Waiting, learned, left_ns
@@ -261,7 +261,7 @@ class Answering:
             self.counts[Outcome.UNSENT] += 1
             return
         try:
-            await self._link.send(topics.gateway(self._link.site, to, "reply", self._link.gateway), answer)
+            await self._link.tell(to, "reply", answer)
         except BrokerError:
             self.counts[Outcome.UNSENT] += 1  # it is kept: who still wants it asks again
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from edge_runtime.bus import frames, topics
+from edge_runtime.bus import frames
 from edge_runtime.bus.frames import BadFrame, Cancel, Reply, Task, Verdict
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.standing import Standing, State
@@ -128,7 +128,7 @@ class Asking:
         asked = self._enter(peer, task)
         try:
             async with asyncio.timeout(task.remaining_ns / 1e9) as limit:
-                await self._link.send(topics.gateway(self._link.site, peer, "task", self._link.gateway), frame)
+                await self._link.tell(peer, "task", frame)
                 return await asked.answer
         except TimeoutError:
             if not limit.expired():
@@ -236,7 +236,7 @@ class Asking:
 
     async def _send_cancel(self, peer: str, frame: bytes) -> None:
         try:
-            await self._link.send(topics.gateway(self._link.site, peer, "task", self._link.gateway), frame)
+            await self._link.tell(peer, "task", frame)
         except BrokerError:
             return  # then the task's own deadline ends it
 

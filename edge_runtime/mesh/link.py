@@ -20,9 +20,11 @@ import msgspec
 
 from edge_runtime.bus import topics
 from edge_runtime.bus.messages import WORD, BadMessage
+from edge_runtime.mesh.sealing import Sealing
 from edge_runtime.ports import Address, BrokerError, Connection, Message
+from edge_runtime.trust.roster import Forged
 
-Kind = Literal["status", "load", "task", "reply", "brokers", "why"]
+Kind = Literal["status", "load", "task", "reply", "brokers", "why", "config", "cmd", "roster"]
 Handler = Callable[[str, Message], None]
 
 SENDERS_MAX = 1_000
@@ -46,7 +48,9 @@ class Home(msgspec.Struct, frozen=True):
 class Link:
     """See the module's text. `send` may be called by everybody, at any time."""
 
-    def __init__(self, site: str, gateway: str, instance: str, log: Any) -> None:
+    def __init__(self, site: str, gateway: str, instance: str, log: Any, sealing: Sealing | None = None) -> None:
+        """`sealing`: where the site has an authority."""
+        self.sealing = sealing
         self.site, self.gateway, self.instance = site, gateway, instance
         self.joined: list[Callable[[], Awaitable[None]]] = []
         self.left: list[Callable[[], None]] = []
@@ -58,12 +62,23 @@ class Link:
         self._log = log
         self._connection: Connection | None = None
         self._handlers: dict[str, Handler] = {}
+        self._more: list[str] = []
+        """Filters, beside what the mesh needs."""
         self._loads: dict[str, None] = {}
         self._routes: dict[str, tuple[str, str]] = {}
         """By topic, as they came in."""
 
-    def on(self, kind: Kind, handler: Handler) -> None:
+    def on(self, kind: Kind, handler: Handler, *filters: str) -> None:
+        """`filters`: what has to be subscribed to for it, beside what the mesh needs."""
         self._handlers[kind] = handler
+        self._more += filters
+
+    async def also(self, *filters: str) -> None:
+        """Subscribes to these, too, from now on. Raises BrokerError when the connection is lost: on the next one it is done."""
+        new = [each for each in dict.fromkeys(filters) if each not in self._more]
+        self._more += new
+        if new and self._connection is not None:
+            await self._connection.subscribe(*new, qos=1)
 
     @property
     def connected(self) -> bool:
@@ -74,6 +89,15 @@ class Link:
         if self._connection is None:
             raise BrokerError("there is no connection to the site's broker now", "see `edge-runtime mesh`")
         await self._connection.publish(topic, payload, qos=qos, retain=retain)
+
+    async def tell(self, peer: str, kind: Literal["task", "reply"], frame: bytes) -> None:
+        """To one gateway. Raises BrokerError, also where it has told no key yet."""
+        if self.sealing is not None:
+            try:
+                frame = self.sealing.seal(kind, peer, frame)
+            except BadMessage as error:
+                raise BrokerError(error.cause, error.hint) from None
+        await self.send(topics.gateway(self.site, peer, kind, self.gateway), frame)
 
     async def serve(self, connection: Connection, home: Home) -> None:
         """Until the connection is lost: raises BrokerError."""
@@ -116,6 +140,7 @@ class Link:
             topics.why(site, "+"),
             topics.gateway(site, me, "task", "+"),
             topics.gateway(site, me, "reply", "+"),
+            *self._more,
             # Of our own name: another gateway may have it too.
             self._load(me),
             *(self._load(each) for each in self._loads if each != me),
@@ -138,9 +163,18 @@ class Link:
         try:
             if sender and not _WORD.match(sender):
                 raise BadMessage("a topic that names no gateway", "who else publishes there?")
-            handler(sender, message)
-        except BadMessage as error:
+            handler(sender, message if self.sealing is None else self._opened(kind, sender, message))
+        except (BadMessage, Forged) as error:
             self.note_bad(sender, error)
+
+    def _opened(self, kind: str, sender: str, message: Message) -> Message:
+        """As its sender wrote it. Raises BadMessage, Forged."""
+        assert self.sealing is not None
+        if kind in ("task", "reply"):
+            return msgspec.structs.replace(message, payload=self.sealing.open(kind, sender, message.payload))
+        if kind == "status" and message.payload:
+            return msgspec.structs.replace(message, payload=self.sealing.open_birth(sender, message.payload))
+        return message
 
     def _route(self, topic: str) -> tuple[str, str]:
         """Kind of message, and the gateway that the topic names ("": none)."""
@@ -148,13 +182,17 @@ class Link:
             return "brokers", ""
         if topic.startswith(topics.why(self.site, "")):
             return "why", ""
+        if topic == topics.roster(self.site):
+            return "roster", ""
+        if topics.desired_target(self.site, topic) is not None:
+            return "config", ""
         parsed = topics.parse(topic)
         if parsed is None:
             return "", ""
         _, gateway, rest = parsed
-        return rest[0], rest[1] if len(rest) == 2 else gateway
+        return rest[0], rest[1] if len(rest) == 2 and rest[0] in ("task", "reply") else gateway
 
-    def note_bad(self, sender: str, error: BadMessage) -> None:
+    def note_bad(self, sender: str, error: BadMessage | Forged) -> None:
         """Logged once for each sender: one that sends garbage a thousand times a second must not fill the disk."""
         name = sender if sender in self.bad or (len(self.bad) < SENDERS_MAX and _WORD.match(sender)) else "..."
         if name not in self.bad:

@@ -93,10 +93,12 @@ class Membership:
     def __init__(
         self, settings: Config, me: Announcement, link: Link, bus: Bus, discovery: Discovery, new_host: Callable[[], Host],
         clock: Clock, dice: Dice, log: Any, will: Callable[[str], Will], alive: Callable[[], Sequence[Birth]],
+        wear: Callable[[Address], Address] = lambda each: each,
     ) -> None:  # fmt: skip
-        """`will`: what the broker says when we are gone, for a run of it. `alive`: births of all that are on our broker now."""
+        """`will`: what the broker says when we are gone, for a run of it. `alive`: births of all that are on our broker now.
+        `wear` gives the address of a broker of the site what a member needs there (bus.member.Dress); without: plain MQTT."""
         self._settings, self._link, self._bus, self._discovery, self._new_host = settings, link, bus, discovery, new_host
-        self._clock, self._dice, self._log, self._will, self._alive = clock, dice, log, will, alive
+        self._clock, self._dice, self._log, self._will, self._alive, self._wear = clock, dice, log, will, alive, wear
         self.endpoints = me.endpoints or _own(settings)
         """Where others reach our broker, when we host."""
         self._announcement = msgspec.structs.replace(
@@ -105,7 +107,7 @@ class Membership:
         myself = Candidate(name=me.gateway, instance=me.instance, rank=election.rank(settings), endpoints=self.endpoints)
         static = [election.peer(each) for each in settings.mesh.peers] if settings.mesh is not None else []
         self.candidates = Candidates(myself, static)
-        self._probes = Probes(settings.site, bus, clock, dice)
+        self._probes = Probes(settings.site, bus, clock, dice, log, wear)
         self._hosting: Hosting | None = None
         self._moved = asyncio.Event()
         self._hints: tuple[Endpoint, ...] = ()
@@ -133,7 +135,12 @@ class Membership:
     def local(self) -> Address | None:
         """Without client id: for one client more."""
         home = self._link.home
-        return None if home is None else msgspec.structs.replace(home.address, client_id="", keepalive_s=5)
+        return None if home is None else msgspec.structs.replace(self._wear(home.address), client_id="", keepalive_s=5)
+
+    @property
+    def strangers(self) -> Mapping[str, int]:
+        """host:port -> how often what is there could not show that it is of our site."""
+        return self._probes.strangers
 
     async def relocate(self, endpoints: tuple[Endpoint, ...]) -> None:
         """The machine has got other addresses: others reach our broker there from now on."""
@@ -161,9 +168,9 @@ class Membership:
     # --- an external broker ------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        home = Home(self._dress(address(self._settings.broker.url)))
+        """With certificates `mqtt://` is a broker of the site, wherever it is; `mqtts://` anybody's, judged by its host name."""
         while True:
-            await self._join(home)
+            await self._join(Home(self._dress(address(self._settings.broker.url))))
 
     # --- looking for the site's broker -------------------------------------------------------------------------------
 
@@ -286,9 +293,14 @@ class Membership:
 
     async def _keep_up(self, home: Home) -> None:
         self._log.info("broker_joined", host=home.host, run=home.run, at=f"{home.address.host}:{home.address.port}")
+        worn = self._wear(home.address)
         while True:
             await asyncio.sleep(LEARN_S)
             self._learn()
+            if (now := self._wear(home.address)) != worn:  # somebody was revoked: was it this broker's gateway?
+                worn = now
+                if (await self._probes.ask(Endpoint(now.host, now.port))).stranger:
+                    self._moved.set()
 
     def _on_brokers(self, _sender: str, message: Message) -> None:
         """Raises BadMessage."""
@@ -362,10 +374,10 @@ class Membership:
         self.candidates.forget(now_ns)
 
     def _dress(self, where: Address) -> Address:
-        """Two gateways with one name do not throw each other out."""
+        """As a member of the site; and two gateways with one name do not throw each other out."""
         me = self.candidates.me
         client_id = f"edge-{self._settings.site}-{me.name}-{me.instance}"
-        return msgspec.structs.replace(where, client_id=client_id, keepalive_s=KEEPALIVE_S)
+        return msgspec.structs.replace(self._wear(where), client_id=client_id, keepalive_s=KEEPALIVE_S)
 
 
 def _own(settings: Config) -> tuple[Endpoint, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 from edge_runtime.address import address
 from edge_runtime.board.vitals import READ_S
 from edge_runtime.bus.frames import Verdict
+from edge_runtime.bus.member import Dress
 from edge_runtime.config import Config, together
 from edge_runtime.mesh.admission import Outcome
 from edge_runtime.mesh.answering import Answering
@@ -26,6 +27,7 @@ from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
 from edge_runtime.mesh.placing import Placing
 from edge_runtime.mesh.presence import Facts, Presence, powered
+from edge_runtime.mesh.sealing import Sealing
 from edge_runtime.ports import (
     Address,
     Announcement,
@@ -40,6 +42,7 @@ from edge_runtime.ports import (
     Vitals,
     Worker,
 )
+from edge_runtime.trust.identity import Identity
 
 ADDRESSES_S = 2.0
 """How often it is looked whether the machine has other addresses."""
@@ -66,9 +69,12 @@ class Mesh:
         clock: Clock,
         dice: Dice,
         log: Any,
+        identity: Identity | None = None,
     ) -> None:
+        """`identity`: of this gateway, where there is a site; without: plain MQTT, and nothing is signed."""
         shared = together(settings)
-        self.link = Link(settings.site, settings.gateway, dice.token(), log)
+        sealing = None if identity is None else Sealing(identity)
+        self.link = Link(settings.site, settings.gateway, dice.token(), log, sealing)
         self.asking = Asking(self.link, clock, log)
         self.answering = Answering(self.link, executor, shared, clock, log, outside=lambda: bool(self.presence.name_taken))
         self.presence = Presence(
@@ -85,17 +91,15 @@ class Mesh:
             tasks=self.answering.backlog,
         )
         me = Announcement(
-            site=settings.site,
-            gateway=settings.gateway,
-            instance=self.link.instance,
-            role="guest",
-            endpoints=endpoints,
-            port=address(settings.broker.url).port,
-            version=version,
-        )
+            site=settings.site, gateway=settings.gateway, instance=self.link.instance, role="guest", endpoints=endpoints,
+            port=address(settings.broker.url).port, version=version,
+            fingerprint=identity.key.fingerprint if identity else "",
+        )  # fmt: skip
+        self.presence.fingerprint = me.fingerprint
         self.membership = Membership(
-            settings, me, self.link, bus, discovery, new_host, clock, dice, log, self.presence.will, self.presence.peers.alive
-        )
+            settings, me, self.link, bus, discovery, new_host, clock, dice, log,
+            self.presence.will, self.presence.peers.alive, Dress(identity) if identity else lambda each: each,
+        )  # fmt: skip
         self._settings, self._reachable, self._executor = shared, reachable, executor
         self.vitals = powered(Vitals(), shared)
         self._read_vitals, self._new_worker, self._outbox_depth = read_vitals, new_worker, outbox_depth
@@ -111,6 +115,10 @@ class Mesh:
     def drain(self) -> None:
         """This gateway is about to stop: it takes no more tasks, and says so. Its own windows may still go to others."""
         self._executor.withdraw()
+
+    def resume(self) -> None:
+        """It takes tasks again."""
+        self._executor.resume()
 
     def refresh(self) -> None:
         """What this gateway can compute for others has changed."""

@@ -97,7 +97,7 @@ class Presence:
 
     def will(self, run: str) -> Will:
         """For a connection to a broker in this life of it (Home.run)."""
-        return Will(self._topic("status"), presence.pack(self._birth(run, online=False)), qos=1, retain=True)
+        return Will(self._topic("status"), self._signed(self._birth(run, online=False)), qos=1, retain=True)
 
     def refresh(self) -> None:
         """What we offer, or where we listen, may have changed."""
@@ -133,7 +133,7 @@ class Presence:
         if same and not self._again:
             return
         self._said, self._again = birth, False
-        await self._link.send(self._topic("status"), presence.pack(birth), qos=1, retain=True)
+        await self._link.send(self._topic("status"), self._signed(birth), qos=1, retain=True)
 
     async def _speak(self) -> None:
         """Says the birth again when something has changed, or somebody said something else in our name."""
@@ -169,8 +169,13 @@ class Presence:
             offers=self._offered(),
             accelerators=self.accelerators,
             fingerprint=self.fingerprint,
+            agreement=self._link.sealing.public if self._link.sealing is not None else "",
             uptime_s=self.uptime_s,
         )
+
+    def _signed(self, birth: Birth) -> bytes:
+        payload = presence.pack(birth)
+        return payload if self._link.sealing is None else self._link.sealing.sign(payload)
 
     def _offered(self) -> tuple[Offer, ...]:
         """With the times that the last birth said: that a time has changed is said by heartbeats."""
@@ -184,11 +189,13 @@ class Presence:
         facts = self._load()
         said = {offer.model: offer.service_ns for offer in self._said.offers} if self._said is not None else {}
         now = self._offers() if self._mesh.accept_tasks else ()
-        vitals = powered(facts.vitals, self._mesh)
+        vitals, moment = powered(facts.vitals, self._mesh), self._clock.now()
         return Load(
             gateway=self._link.gateway,
             instance=self._link.instance,
             period_s=period_s,
+            boot=moment.boot,
+            now_ns=moment.mono_ns,
             uptime_s=self.uptime_s,
             queue=facts.queue,
             queue_ns=facts.queue_ns,
@@ -225,6 +232,8 @@ class Presence:
             if not message.retain or self._said is not None:  # we said ours before we listened: what is there now came after it
                 self._on_own(birth)
             return
+        if self._link.sealing is not None and birth.online:
+            self._link.sealing.meet(gateway, birth.agreement)
         if self.peers.on_birth(birth, retained=message.retain, now_ns=self._clock.mono_ns()):
             self._tell_gone(gateway)
         self._tell_alive(gateway)

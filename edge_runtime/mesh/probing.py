@@ -1,19 +1,21 @@
 """Is there a broker of our site? (runs) Looks at the retained `brokers` message of whatever listens at an address. A broker that
-has none is somebody else's, or another site's: it is passed over.
+has none is somebody else's, or another site's: it is passed over. Where the site has certificates, so is whatever cannot show
+one of a gateway of the site, before anything of MQTT is said to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Brokers
-from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Endpoint
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Endpoint, Stranger
 
 CONNECT_S_MAX = 1.0
 ANSWER_S_MAX = 0.5
@@ -21,6 +23,9 @@ ANSWER_S_MAX = 0.5
 
 IN_FLIGHT_MAX = 16
 """Addresses that are asked at the same time."""
+
+STRANGERS_MAX = 256
+"""Places that are remembered by name, each in its own words in the log; those beyond are counted together."""
 
 Tell = Callable[[Brokers], bytes | None]
 """What to say to a rival on its own broker; None: nothing."""
@@ -33,6 +38,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     silent: bool = False
     """Not even a refusal came: the machine is off, cut off, or behind a firewall."""
 
+    stranger: bool = False
+    """Something answered that could not show that it is of our site: it was told nothing."""
+
     @property
     def ours(self) -> bool:
         """The site's broker itself is there, not only word of where it is."""
@@ -42,16 +50,24 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Probes:
     """Asks addresses. Every connection that it opens it closes."""
 
-    def __init__(self, site: str, bus: Bus, clock: Clock, dice: Dice) -> None:
-        self._site, self._bus, self._clock, self._dice = site, bus, clock, dice
+    def __init__(
+        self, site: str, bus: Bus, clock: Clock, dice: Dice, log: Any = None, dress: Callable[[Address], Address] = lambda at: at
+    ) -> None:  # fmt: skip
+        """`dress` gives an address what it takes to get in there, as a member of the site."""
+        self._site, self._bus, self._clock, self._dice, self._log, self._dress = site, bus, clock, dice, log, dress
         self._topic = topics.brokers(site)
+        self.strangers: Counter[str] = Counter()
+        """host:port -> how often what is there could not show that it is of our site ("...": all that are too many to name)."""
 
     async def ask(self, endpoint: Endpoint, tell: Tell = lambda _: None) -> Answer:
         """One address; at most CONNECT_S_MAX + ANSWER_S_MAX."""
         began_ns = self._clock.mono_ns()
         where = Address(host=endpoint.host, port=endpoint.port, client_id=f"probe-{self._dice.token()}", keepalive_s=5)
         try:
-            connection = await self._bus.connect(where, timeout_s=CONNECT_S_MAX)
+            connection = await self._bus.connect(self._dress(where), timeout_s=CONNECT_S_MAX)
+        except Stranger as error:
+            self._note_stranger(endpoint, error)
+            return Answer(endpoint=endpoint, stranger=True)
         except BrokerError:
             waited_s = (self._clock.mono_ns() - began_ns) / 1e9
             return Answer(endpoint=endpoint, silent=waited_s >= 0.9 * CONNECT_S_MAX)
@@ -97,6 +113,14 @@ class Probes:
                 each.cancel()
             if running:
                 await asyncio.wait(running.values())
+
+    def _note_stranger(self, endpoint: Endpoint, error: Stranger) -> None:
+        """Logged once for each place: it is asked again and again."""
+        name = f"{endpoint.host}:{endpoint.port}"
+        name = name if name in self.strangers or len(self.strangers) < STRANGERS_MAX else "..."
+        if name not in self.strangers and self._log is not None:
+            self._log.warning("broker_not_ours", at=name, cause=error.cause, hint=error.hint)
+        self.strangers[name] += 1
 
     async def _read(self, connection: Connection) -> Brokers | None:
         """None: it is no message of ours. Raises TimeoutError where there is none."""

@@ -156,10 +156,12 @@ def _files(path: Path) -> list[Path]:
     return [file for suffix in ("", *SIDE_FILES) if (file := path.with_name(path.name + suffix)).exists()]
 
 
-def open_read_only(path: Path) -> Database:
+def open_read_only(path: Path, *, alone: bool = False) -> Database:
     """For looking, also while a gateway writes. Leaves nothing behind: a file that was closed cleanly has no WAL, and is read as
-    it lies there. Raises DiskError."""
-    options = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
+    it lies there. `alone`: nobody writes it, so an empty WAL is none (a full disk leaves one). Raises DiskError."""
+    log = path.with_name(path.name + "-wal")
+    logged = log.exists() and (not alone or log.stat().st_size > 0)
+    options = "mode=ro" if logged else "mode=ro&immutable=1"
     return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=BUSY_S_MAX, isolation_level=None)
 
 

@@ -106,10 +106,7 @@ class OutboxFile:
     def start(
         self, epoch: str, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
     ) -> None:
-        """Begins an epoch, and forgets sinks and pipelines that are no more. `pipelines`: name -> device; `unconfirmed`: sinks
-        that are to the broker only."""
-        self._pipelines, self._refusers_number = dict(pipelines), max(1, sum(len(lanes) for lanes in sinks.values()))
-        self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()})
+        """Begins an epoch; then as `know`."""
         database = self._write_connection(epoch)
         with Transaction(database):
             heads, lows = tables.heads(database), tables.lows(database)
@@ -120,6 +117,17 @@ class OutboxFile:
             kept = in_use(known, lows, heads)
             for gone in (each for each in known if each not in kept):
                 tables.forget_epoch(database, gone.name)
+            tables.boot_number(database, self._clock.now().boot)
+        self.know(sinks, pipelines, unconfirmed)
+
+    def know(self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()) -> None:
+        """These sinks and pipelines, and no others. `pipelines`: name -> device; `unconfirmed`: sinks that are to the broker
+        only."""
+        self._pipelines, self._refusers_number = dict(pipelines), max(1, sum(len(lanes) for lanes in sinks.values()))
+        self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()})
+        self._trimmed = {}
+        database = self._write_connection()
+        with Transaction(database):
             for sink in dict.fromkeys(sink for sink, _ in tables.acknowledged(database) if sink not in sinks):
                 tables.forget_sink(database, sink)
             tables.set_sinks(database, sinks, unconfirmed)
@@ -129,9 +137,8 @@ class OutboxFile:
             for device in tables.journal_counts(database):
                 if device not in pipelines.values():
                     tables.trim_journal(database, device, tables.ROW_MAX, self._seen_max)
-            tables.boot_number(database, self._clock.now().boot)
             books = self._read_books(database)
-        self.books = books
+        self.books = msgspec.structs.replace(books, purge_left=True)
 
     def write(self, batch: Batch) -> None:
         """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""

@@ -8,6 +8,7 @@ again until it is on the disk, callers wait (that is the back-pressure), and not
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -55,7 +56,8 @@ class Store:
         self._closing = False
         self._failure = ""
         self._task: asyncio.Task[None] | None = None
-        self._listeners: list[asyncio.Event] = []
+        self._listeners: list[weakref.ref[asyncio.Event]] = []
+        """Of pipelines and sinks that still are."""
         self.state = StoreState()
         self.lost: Counter[Lane] = Counter()
         """Records that no sink will get, by kind."""
@@ -75,6 +77,12 @@ class Store:
         self._tell_losses()
         self._task = asyncio.create_task(self._run(), name="store")
 
+    async def know(
+        self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
+    ) -> None:
+        """From now on these, as in `open`; others are forgotten. Waits until the disk has it."""
+        await self._until_it_works(self._writer, self._file.know, sinks, pipelines, unconfirmed)
+
     async def close(self) -> None:
         """Writes what is left, then closes the file. While the disk is broken this waits: cancel it then."""
         self._closing = True
@@ -92,9 +100,10 @@ class Store:
         await asyncio.shield(self._task)
 
     def listen(self) -> asyncio.Event:
-        """An event that is set whenever there may be something new to deliver or to read from the journal."""
+        """An event that is set whenever there may be something new to deliver or to read from the journal; for as long as
+        somebody holds it."""
         event = asyncio.Event()
-        self._listeners.append(event)
+        self._listeners = [*(each for each in self._listeners if each() is not None), weakref.ref(event)]
         return event
 
     # --- what comes in ---
@@ -268,8 +277,10 @@ class Store:
             batch.wake()
         self._tell_losses()
         self._room.set()
-        for event in self._listeners:
-            event.set()
+        for listener in self._listeners:
+            event = listener()
+            if event is not None:
+                event.set()
 
     def _tell_losses(self) -> None:
         file = self._file

@@ -85,7 +85,7 @@ class Pipeline:
         self._saved = Saved()
         self._next_row = self._committed_row = 0
         self._queue: deque[Sample] = deque(maxlen=settings.queue_max)
-        self._prepared = self._dropping = self._torn = False
+        self._prepared = self._running = self._dropping = self._torn = False
         self._news, self._quiet = store.listen(), asyncio.Event()
         self._windows_unyielded = 0
 
@@ -99,6 +99,11 @@ class Pipeline:
         """name@version; "" where there is none, or none worked yet."""
         model = self._model.last
         return f"{model.name}@{model.version}" if model else ""
+
+    @property
+    def ready(self) -> bool:
+        """It runs, and its model, if it has one, is open."""
+        return self._running and (self._settings.model is None or self._model.model is not None)
 
     @property
     def idle(self) -> bool:
@@ -146,6 +151,7 @@ class Pipeline:
             await self.prepare()
         try:
             await self._model.open()
+            self._running = True
             while True:
                 self._news.clear()
                 samples = await self._take()
@@ -155,8 +161,19 @@ class Pipeline:
                     self._quiet.set()
                     await self._news.wait()
         finally:
-            self._prepared = False
+            self._prepared = self._running = False
             self._model.close()
+
+    def use_rules(self, settings: config.Pipeline) -> None:
+        """Other rules from the next window on; nothing else in `settings` is another. Alarms of rules that stay are as they are.
+        Raises EdgeError, and goes on as it was."""
+        if self._windowing is not None:  # else the model is not open yet: `_fit` takes them then
+            window_points(self.name, settings, self._device_points, self._model.last)
+            rules = Rules(settings.rules, self._rules.model_limit)
+            gone = rules.restore(self._rules.snapshot())
+            self._rules, self.state.alarms = rules, rules.alarms
+            self._tell_gone(gone)
+        self._settings = settings
 
     async def finish(self) -> None:
         """Returns when nothing waits any more; at once where the model does not work: waiting would not mend it."""
@@ -189,7 +206,10 @@ class Pipeline:
         if self._settings.window and (self._windowing is None or points != self._points):
             self._windowing = self._open_windowing(self._settings.window, points)
         self._rules, self._points, self.state.alarms = rules, points, rules.alarms
-        for alarm in gone:
+        self._tell_gone(gone)
+
+    def _tell_gone(self, alarms: Sequence[str]) -> None:
+        for alarm in alarms:
             self._log.warning("alarm_without_rule", rule=alarm, hint="its rule is gone: it will not be cleared by a record")
 
     def _open_windowing(self, window: config.Window, points: tuple[str, ...]) -> Windowing:

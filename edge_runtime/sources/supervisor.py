@@ -19,13 +19,14 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edge_runtime import config
-from edge_runtime.adapter import Adapter, Exhausted, Line, Unusable
+from edge_runtime.adapter import Adapter, Exhausted, Line, LinkLost, Unknown, Unusable
 from edge_runtime.ports import EdgeError
-from edge_runtime.records import Sample, Stamp
+from edge_runtime.records import Outcome, Sample, Stamp, Value
 from edge_runtime.saying import told
 from edge_runtime.sources.backoff import Backoff
 from edge_runtime.sources.decoding import Decoder
 from edge_runtime.sources.handover import Accept, Handover
+from edge_runtime.sources.writing import Writer
 
 T = TypeVar("T")
 
@@ -37,6 +38,8 @@ CLOSE_S_MAX = 2.0
 
 YIELD_SAMPLES = 64
 """A source that never has to wait lets the others run after so many samples."""
+
+SWITCHED_ON = "is the device switched on and connected?"
 
 Phase = Literal["connecting", "connected", "waiting", "broken", "unusable", "ended", "stopped"]
 
@@ -115,6 +118,8 @@ class Source:
         self._interruption: _Interrupted | _Failure | None = None
         self._scope: asyncio.Timeout | None = None
         self._unyielded = 0
+        self._live = asyncio.Event()
+        self._writer = Writer(adapter, device.timeout_s, self._attempt, self._live, self._give_up)
 
     @property
     def state(self) -> SourceState:
@@ -131,6 +136,12 @@ class Source:
         """A clean stop: the running read is given up, what was read is handed on and acknowledged, then `run` returns.
         It may be called at any time; if `accept` never returns, neither does `run`: then cancel it."""
         self._interrupt(_Interrupted())
+
+    async def write(self, point: str, value: Value, *, until_ns: int | None = None) -> Outcome:
+        """Writes a scaled value to a point, once, on the open connection and in a gap between two reads; what may be written
+        the point's `write` says. After `until_ns` (`Clock.mono_ns`) nothing is sent any more. Raises nothing; whoever
+        cancels it must take the outcome for unknown."""
+        return await self._writer.write(point, value, until_ns)
 
     async def run(self) -> None:
         """Until stopped, cancelled, or the source has come to its end. Raises only what `accept` raises."""
@@ -155,6 +166,7 @@ class Source:
         try:
             self._count.opens += 1
             await self._call(self._adapter.open, self._device.timeout_s)
+            self._live.set()
             if not self._adapter.redelivers:
                 await self._stream(self._accept)
                 return
@@ -163,8 +175,9 @@ class Source:
             async with Handover(self._accept, self._acknowledge, f"accept {self._name}", broken) as handover:
                 await self._stream(handover.put)
         finally:
+            self._live.clear()
             if isinstance(self._interruption, _Failure):
-                self._interruption = None  # of an acknowledgement on this connection
+                self._interruption = None  # of an acknowledgement or a write on this connection
             await self._close()
 
     async def _stream(self, accept: Accept) -> None:
@@ -259,11 +272,32 @@ class Source:
         finally:
             self._scope = None
 
+    async def _attempt(self, function: Callable[[], Awaitable[T]]) -> T:
+        """One call of the adapter by the writer, who has the turn. Raises LinkLost, Unusable, or Unknown for all else."""
+        scope = asyncio.timeout(self._device.timeout_s)
+        try:
+            async with scope:
+                return await _foreign(function)
+        except Exception as error:
+            if scope.expired():  # whatever the adapter made of being cancelled
+                self._count.timeouts += 1
+                raise Unknown(f"no answer within {self._device.timeout_s:g} s", SWITCHED_ON) from None
+            if isinstance(error, LinkLost | Unusable | Unknown):
+                raise
+            failure = self._told(error, "write")
+            raise Unknown(failure.cause, failure.hint) from error
+
+    def _give_up(self, error: EdgeError) -> None:
+        """The connection, as after a timeout: it is closed and, after a wait, opened again."""
+        if self._live.is_set():
+            self._live.clear()
+            self._interrupt(_Failure(error.cause, error.hint))
+
     def _expired(self, timeout_s: float | None) -> Exception:
         if self._interruption is not None:
             return self._interruption
         self._count.timeouts += 1
-        return _Failure(f"no answer within {timeout_s:g} s", "is the device switched on and connected?")
+        return _Failure(f"no answer within {timeout_s:g} s", SWITCHED_ON)
 
     def _told(self, error: Exception, where: str) -> _Failure:
         """Any exception -> a failure. One that the adapter's contract does not know is logged with its traceback, once a kind."""

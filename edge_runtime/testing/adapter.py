@@ -3,6 +3,8 @@
     adapter = build(Faulty, points=[{"name": "a"}])
     adapter.reads.extend([Step.GOOD, Step.STALL, Step.LOST])     # then GOOD for ever, or what the options' chances say
 
+    adapter.writes.extend([Step.LOST_ANSWER])                    # writes have a script of their own; `received` counts them
+
 `Faulty` is polled. `FaultyPush` sends numbered messages and asks for acknowledgements: like a broker it hands out only so
 many unacknowledged ones, and those come again after a reconnect.
 """
@@ -19,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 
 from edge_runtime import adapter, ports
-from edge_runtime.adapter import Adapter, Context, Exhausted, Field, Line, LinkLost, Sample, Unusable, Value
+from edge_runtime.adapter import Adapter, Context, Exhausted, Field, Line, LinkLost, Sample, Unknown, Unusable, Value
 from edge_runtime.board.system import SystemClock, SystemDice
 
 A = TypeVar("A", bound=Adapter)
@@ -40,10 +42,18 @@ class Step(StrEnum):
     ERROR = "error"  # an exception that the contract does not know
     CANCELLED = "cancelled"  # a library of the adapter's cancels something of its own
     END = "end"
+    # Of a write only. LOST: nothing was sent. UNUSABLE: the device refuses. STALL: sent and never applied, no answer.
+    LOST_ANSWER = "lost answer"  # applied, no answer
+    BROKEN = "broken"  # applied, then the connection breaks
+    APPLIED_LATE = "applied late"  # confirmed, applied after `late_s`
+    LOST_AND_LATE = "lost and late"  # no answer, applied after `late_s`
+    IGNORED = "ignored"  # confirmed, never applied
 
 
 class Faulty(Adapter):
     """A polled device that misbehaves on purpose: for tests and simulations."""
+
+    Point = adapter.WritablePoint
 
     class Options(adapter.Options):
         latency_s: float = Field(0.0, ge=0, description="Until it answers")
@@ -58,8 +68,14 @@ class Faulty(Adapter):
         super().__init__(context)
         self.opens: deque[Step] = deque()
         self.reads: deque[Step] = deque()
+        self.writes: deque[Step] = deque()
+        self.reads_back: deque[Step] = deque()
         self.calls: deque[tuple[float, str]] = deque(maxlen=CALLS_MAX)
-        """(loop time, open | read | close | acknowledge), as they came in."""
+        """(loop time, open | read | close | acknowledge | write | read_back), as they came in."""
+        self.received: list[tuple[str, Value]] = []
+        """Writes that reached the device, whatever it made of them."""
+        self.held: dict[str, Value] = {}
+        """What was written last, by point: it is read from then on."""
         self.number = 0
         """Of the last sample; point i of sample n has the value n + i."""
         self.is_open = False
@@ -77,6 +93,30 @@ class Faulty(Adapter):
         await self._behave(step)
         self.number += 1
         return [self._sample(self.number, step)]
+
+    async def write(self, point: str, value: Value) -> None:
+        self._called("write")
+        if not self.is_open:
+            raise LinkLost("not open")
+        step = self.writes.popleft() if self.writes else Step.GOOD
+        if step is Step.LOST:
+            await self._behave(step)
+        self.received.append((point, value))
+        if step in (Step.APPLIED_LATE, Step.LOST_AND_LATE):
+            asyncio.get_running_loop().call_later(self.context.options.late_s, self.held.__setitem__, point, value)
+        elif step in (Step.GOOD, Step.LATE, Step.LOST_ANSWER, Step.BROKEN, Step.ERROR):
+            self.held[point] = value
+        if step is Step.BROKEN:
+            self.is_open = False
+            raise Unknown("the connection broke on purpose", "this is a test")
+        await self._behave(Step.STALL if step in (Step.LOST_ANSWER, Step.LOST_AND_LATE) else step)
+
+    async def read_back(self, point: str) -> Value:
+        self._called("read_back")
+        if not self.is_open:
+            raise LinkLost("not open")
+        await self._behave(self.reads_back.popleft() if self.reads_back else Step.GOOD)
+        return self.held.get(point)
 
     async def close(self) -> None:
         self._called("close")
@@ -111,6 +151,7 @@ class Faulty(Adapter):
     def _sample(self, number: int, step: Step, message_id: str = "") -> Sample:
         names = [point.name for point in self.context.points]
         values: dict[str, Value] = {name: float(number + i) for i, name in enumerate(names)}
+        values.update(self.held)
         faults = {names[0]: "bad on purpose"} if step is Step.BAD else {}
         return self.context.sample(values, faults, message_id=message_id)
 

@@ -12,8 +12,9 @@
         def nowhere(self, options):                       # the same, but nobody is there
             return {**options, "port": "/dev/null"}
 
-Give what else your device can do (`speak`, `change`, `stall`, `resume`). A rule that needs what is not given (`outside`,
-`nowhere`, `stall`) is no test of your suite: it is not collected, so that a skip always means that something is missing.
+Give what else your device can do (`speak`, `change`, `stall`, `resume`; for an adapter that writes `writes` and `received`). A
+rule that needs what is not given (`outside`, `nowhere`, `stall`, `received`) is no test of your suite: it is not collected, so
+that a skip always means that something is missing.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import asyncio
 import inspect
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
 import pytest
 
-from edge_runtime.adapter import Adapter, Exhausted, LinkLost, Sample, Unusable, Value
+from edge_runtime.adapter import Adapter, Exhausted, LinkLost, Sample, Unknown, Unusable, Value
 from edge_runtime.sources.decoding import Decoder
 from edge_runtime.testing.adapter import build
 
@@ -48,6 +50,9 @@ class AdapterSuite:
     adapter: ClassVar[type[Adapter]]
     outside: ClassVar[tuple[str, ...]] = ()
     """Outside modules of the adapter: importing its module must not import them."""
+
+    writes: ClassVar[Mapping[str, Sequence[Value]]] = {}
+    """Adapters that write: raw values that the device takes, by point (three or more each, all different)."""
 
     answer_s_max: ClassVar[float] = 10.0
     """An open, a read, a close that takes longer is a failure."""
@@ -82,15 +87,24 @@ class AdapterSuite:
     async def resume(self) -> None:
         """It answers again (also what it was asked in the meantime, if that is what the device does)."""
 
+    def received(self) -> int:
+        """How many requests to write have reached the device, those of `change` aside: counted there, not by the adapter."""
+        raise NotImplementedError
+
     # --- the rules ---------------------------------------------------------------------------------------------------
 
     def __init_subclass__(cls) -> None:
         """Takes away the rules that need what this suite does not give (pytest collects no None), and no others: a suite made
         from one that gave less has them again."""
+        writes = cls.received is not AdapterSuite.received
         given = {
             "test_a_missing_library_is_unusable_with_a_hint": bool(cls.outside),
             "test_open_makes_one_attempt_and_close_after_it_is_fine": cls.nowhere is not AdapterSuite.nowhere,
             "test_a_late_answer_is_never_taken_for_the_next_one": cls.stall is not AdapterSuite.stall,
+            "test_a_write_is_one_request_and_is_read_back": writes,
+            "test_a_write_may_be_cancelled_at_any_await_and_is_not_repeated": writes,
+            "test_a_closed_adapter_writes_nothing": writes,
+            "test_a_write_without_an_answer_is_one_write": writes and cls.stall is not AdapterSuite.stall,
         }
         for rule, is_given in given.items():
             ours = vars(AdapterSuite)[rule]
@@ -241,6 +255,84 @@ class AdapterSuite:
 
         self._opened(scenario)
 
+    # --- the rules for writing (7) -----------------------------------------------------------------------------------
+
+    def test_an_adapter_only_reads_or_its_writing_is_tested(self) -> None:
+        async def scenario(adapter: Adapter) -> None:
+            with pytest.raises(Unusable):
+                await self._bounded(lambda: adapter.write(adapter.context.points[0].name, 1))
+
+        if self.adapter.write is Adapter.write:
+            self._opened(scenario)
+        else:
+            assert type(self).received is not AdapterSuite.received
+            assert min(map(len, self.writes.values())) >= 3
+
+    def test_a_write_is_one_request_and_is_read_back(self) -> None:
+        async def scenario(adapter: Adapter) -> None:
+            await self._taken(adapter)
+            for point, values in self.writes.items():
+                for value in values:
+                    await self._written(adapter, point, value)
+
+        self._opened(scenario)
+
+    def test_a_write_may_be_cancelled_at_any_await_and_is_not_repeated(self) -> None:
+        """Afterwards the device has the old value or the new one, and the next answer belongs to the next request."""
+
+        async def scenario(adapter: Adapter) -> None:
+            for point, (first, second, third, *_) in self.writes.items():
+                for delay_s in GIVE_UP_AFTER_S:
+                    await self._written(adapter, point, first)
+                    before = self.received()
+                    await self._give_up(adapter.write(point, second), delay_s)
+                    await self._taken(adapter)
+                    assert await self._bounded(partial(adapter.read_back, point)) in (first, second)
+                    await self._written(adapter, point, third, at_most=1)
+                    assert self.received() - before <= 2, "a write that was given up was repeated"
+
+        self._opened(scenario)
+
+    def test_a_closed_adapter_writes_nothing(self) -> None:
+        async def scenario(adapter: Adapter) -> None:
+            await self._taken(adapter)
+            await self._bounded(adapter.close)
+            before = self.received()
+            for point, (value, *_) in self.writes.items():
+                with pytest.raises((LinkLost, Unusable)):
+                    await self._bounded(partial(adapter.write, point, value))
+            assert self.received() == before
+
+        self._opened(scenario)
+
+    def test_a_write_without_an_answer_is_one_write(self) -> None:
+        """The device falls silent, the write is given up, the device answers after all: to nobody."""
+
+        async def scenario(adapter: Adapter) -> None:
+            for point, (first, second, third, *_) in self.writes.items():
+                await self._written(adapter, point, first)
+                before = self.received()
+                await self.stall()
+                await self._give_up(adapter.write(point, second), 0.2)
+                await self.resume()
+                await self._read_expected(adapter, await self.change())
+                await self._written(adapter, point, third, at_most=1)
+                await self._taken(adapter)
+                assert self.received() - before <= 2, "a write without an answer was repeated"
+
+        self._opened(scenario)
+
+    async def _written(self, adapter: Adapter, point: str, value: Value, at_most: int = 0) -> None:
+        """Written once, and read back; `at_most` more may arrive meanwhile, from before. A lost link is opened again."""
+        before, raw = self.received(), {one.name: one for one in adapter.context.points}[point].fit(value)
+        await self._taken(adapter)
+        await self._bounded(partial(adapter.write, point, raw))
+        assert 1 <= self.received() - before <= 1 + at_most
+        assert await self._bounded(partial(adapter.read_back, point)) == raw
+
+    async def _taken(self, adapter: Adapter) -> None:
+        await adapter.acknowledge(await self._read(adapter))
+
     # --- how it is done ----------------------------------------------------------------------------------------------
 
     def _build(self, options: dict[str, Any], points: list[dict[str, Any]]) -> Adapter:
@@ -295,10 +387,13 @@ class AdapterSuite:
                 assert adapter.mode == "pushed", f"the device says {dict(expected)}, the adapter {got}"
 
     async def _give_up_reading(self, adapter: Adapter, after_s: float) -> None:
-        task = asyncio.create_task(adapter.read(), name="a read that is given up")
+        await self._give_up(adapter.read(), after_s)
+
+    async def _give_up(self, call: Coroutine[Any, Any, Any], after_s: float) -> None:
+        task = asyncio.create_task(call, name="a call that is given up")
         await asyncio.sleep(after_s)
         task.cancel()
         done, _ = await asyncio.wait((task,), timeout=self.answer_s_max)
-        assert done, "the adapter does not let its read be cancelled"
+        assert done, "the adapter does not let its call be cancelled"
         if not task.cancelled() and (error := task.exception()) is not None:
-            assert isinstance(error, LinkLost | Exhausted), f"{error!r} is no error of the contract"
+            assert isinstance(error, LinkLost | Exhausted | Unknown), f"{error!r} is no error of the contract"

@@ -42,6 +42,9 @@ class FakeExecutor:
     def withdraw(self) -> None:
         self.withdrawn = True
 
+    def resume(self) -> None:
+        self.withdrawn = False
+
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         if model not in self.takes_s:
             raise EdgeError(f"model {model} is not offered here")

@@ -350,7 +350,7 @@ def _require(holds: bool, message: str) -> None:
         raise Broken(message)
 
 
-def _no_host(_settings: config.Broker, _folder: Path) -> Any:
+def _no_host(*_: object) -> Any:
     raise AssertionError("no hosted broker in the simulation")
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_runtime import config
 from edge_runtime.cli.run import locked, logger, real_world, serve
 from edge_runtime.inference.model import Model, open_model
+from edge_runtime.lifetime import Lifetime
 from edge_runtime.records import Inference
 from edge_runtime.sources.registry import Registry
 
@@ -57,9 +58,11 @@ def main() -> None:
     registry = Registry()
     loaded = config.load_file(args.file, registry)
     world = real_world(registry, logger(loaded.config.log))
-    with locked(loaded.folder / loaded.config.data_dir):
+    data_dir = loaded.folder / loaded.config.data_dir
+    with locked(data_dir):
         world = dataclasses.replace(world, open_model=slowed(args.infer_ms / 1e3))
-        asyncio.run(serve(loaded.config, loaded.folder, world))
+        text = config.text_of(args.file)
+        asyncio.run(serve(lambda: Lifetime(text, str(args.file), loaded.folder, data_dir, world), world.log))
 
 
 if __name__ == "__main__":

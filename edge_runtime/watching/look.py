@@ -44,6 +44,7 @@ class Gateway(Protocol):
     pipelines: dict[str, Pipeline]
     deliveries: dict[str, Delivery]
     mesh: Mesh | None
+    successor: config.Config | None
     started: asyncio.Event
     asked_to_stop: asyncio.Event
 
@@ -75,7 +76,7 @@ def look(gateway: Gateway, began_ns: int) -> Seen:
 
 def _phase(gateway: Gateway) -> Phase:
     if gateway.asked_to_stop.is_set():
-        return "stopping"
+        return "stopping" if gateway.successor is None else "starting"
     return "running" if gateway.started.is_set() else "starting"
 
 

@@ -130,7 +130,9 @@ class Watching:
             seen = self._look()
             words: dict[str, str | int] = {"STATUS": sentence(health.judge(seen), seen)}
             if seen.phase != told:
-                words["READY" if seen.phase == "running" else "STOPPING"] = 1
+                words[{"running": "READY", "stopping": "STOPPING", "starting": "RELOADING"}[seen.phase]] = 1
+                if seen.phase == "starting":  # in this process, with other settings
+                    words["MONOTONIC_USEC"] = self._gateway.world.clock.mono_ns() // 1_000
                 told = seen.phase
             if not health.stuck(seen.outbox):
                 words |= {"WATCHDOG": 1} if seen.phase == "running" else {"EXTEND_TIMEOUT_USEC": round(EXTEND_S * 1e6)}

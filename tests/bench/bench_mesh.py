@@ -78,7 +78,8 @@ async def worker(port: int) -> None:
 
     link = Link("bench", "worker", "w1", log)
     offered = asyncio.Event()
-    offering = Offering([MODEL], opened, offered.set, SystemDice(), log)
+    offering = Offering(offered.set, SystemDice(), log)
+    offering.use([MODEL], opened)
     answering = Answering(link, offering, Mesh(), clock, log)
 
     async def ready() -> None:

@@ -11,7 +11,7 @@ import types
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -144,6 +144,15 @@ def test_supervised_it_survives_a_station_that_is_absent_silent_and_started_agai
 
 class TestFaulty(AdapterSuite):
     adapter = Faulty
+    writes: ClassVar[Mapping[str, Sequence[Value]]] = {"a": (1.0, 2.0, 3.0), "b": (4.0, 5.0, 6.0)}
+    _adapter: Any = None
+
+    def _build(self, options: dict[str, Any], points: list[dict[str, Any]]) -> Adapter:
+        self._adapter = super()._build(options, points)
+        return self._adapter
+
+    def received(self) -> int:
+        return len(self._adapter.received)
 
     @asynccontextmanager
     async def device(self) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -320,6 +329,82 @@ def test_the_suite_notices(
     getattr(suite, rule)()
 
 
+def writes_twice() -> type[Faulty]:
+    class Twice(Faulty):
+        """As a library that repeats what was not answered at once."""
+
+        async def write(self, point: str, value: Value) -> None:
+            await super().write(point, value)
+            await super().write(point, value)
+
+    return Twice
+
+
+def writes_again_when_given_up() -> type[Faulty]:
+    class Again(Faulty):
+        """Does not let go of a write that was given up."""
+
+        async def write(self, point: str, value: Value) -> None:
+            for _ in range(3):
+                try:
+                    return await super().write(point, value)
+                except asyncio.CancelledError:
+                    continue
+
+    return Again
+
+
+def says_what_it_was_told() -> type[Faulty]:
+    class Told(Faulty):
+        """Reads back what was written first, not what the device has."""
+
+        async def read_back(self, point: str) -> Value:
+            return next(value for name, value in self.received if name == point)
+
+    return Told
+
+
+def writes_when_closed() -> type[Faulty]:
+    class Closed(Faulty):
+        """Opens by itself."""
+
+        async def write(self, point: str, value: Value) -> None:
+            self.is_open = True
+            await super().write(point, value)
+
+    return Closed
+
+
+@pytest.mark.parametrize(
+    ("violation", "rule"),
+    [
+        (writes_twice, "test_a_write_is_one_request_and_is_read_back"),
+        (writes_again_when_given_up, "test_a_write_may_be_cancelled_at_any_await_and_is_not_repeated"),
+        (says_what_it_was_told, "test_a_write_is_one_request_and_is_read_back"),
+        (writes_when_closed, "test_a_closed_adapter_writes_nothing"),
+    ],
+)
+def test_the_suite_notices_wrong_writing(violation: Callable[[], type[Faulty]], rule: str, tmp_path: Path) -> None:
+    class Planted(TestFaulty):
+        __test__ = False
+        adapter = violation()
+
+    suite = Planted()
+    suite.folder = tmp_path
+    with pytest.raises((Exception, pytest.fail.Exception)):
+        getattr(suite, rule)()
+    Planted.adapter = Faulty
+    getattr(suite, rule)()
+
+
+def test_the_suite_notices_an_adapter_whose_writing_is_not_tested() -> None:
+    class Planted(WindSuite):
+        adapter = Faulty
+
+    with pytest.raises(AssertionError):
+        Planted().test_an_adapter_only_reads_or_its_writing_is_tested()
+
+
 def test_the_suite_notices_an_import_of_the_outside_library() -> None:
     class Planted(WindSuite):
         adapter = Faulty
@@ -351,13 +436,24 @@ def test_a_rule_that_needs_what_is_not_given_is_no_test() -> None:
 
     class OwnToo(Own): ...
 
+    class Writing(Bare):
+        def received(self) -> int:
+            return 0
+
     late = "test_a_late_answer_is_never_taken_for_the_next_one"
+    writing = {
+        "test_a_write_is_one_request_and_is_read_back",
+        "test_a_write_may_be_cancelled_at_any_await_and_is_not_repeated",
+        "test_a_closed_adapter_writes_nothing",
+    }
+    silent = "test_a_write_without_an_answer_is_one_write"
     needy = {
         "test_a_missing_library_is_unusable_with_a_hint",
         "test_open_makes_one_attempt_and_close_after_it_is_fine",
         late,
     }
-    assert _rules(AdapterSuite) - _rules(Bare) == needy
-    assert _rules(Full) == _rules(AdapterSuite)
+    assert _rules(AdapterSuite) - _rules(Bare) == needy | writing | {silent}
+    assert _rules(Full) == _rules(AdapterSuite) - writing - {silent}
+    assert _rules(Writing) == _rules(Bare) | writing
     assert _rules(OwnToo) == _rules(Bare) | {late}
     assert vars(Own)[late] is OwnToo.test_a_late_answer_is_never_taken_for_the_next_one

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-from modbus_devices import Libmodbus, asked, libmodbus, registers_answer, scripted_serial
+from modbus_devices import WRITES, Libmodbus, asked, libmodbus, registers_answer, scripted_serial, write_answer, written
 
 from edge_adapters.modbus import Modbus
 from edge_runtime.adapter import Value
@@ -18,12 +18,15 @@ from edge_runtime.testing.adapter_suite import AdapterSuite
 POINTS: list[dict[str, Any]] = [
     {"name": "level", "address": 190, "type": "uint32"},
     {"name": "speed", "number": 40196, "type": "float32"},
+    {"name": "setpoint", "address": 180, "type": "float32", "order": "CDAB", "write": {"low": 0, "high": 100}},
+    {"name": "mode", "address": 182, "write": {"allowed": [1, 2, 3]}},
 ]
 
 
 class TestModbusTcp(AdapterSuite):
     adapter = Modbus
     outside = ("pymodbus", "serial")
+    writes: ClassVar[Mapping[str, Sequence[Value]]] = {"setpoint": (1.5, 2.25, 99.9), "mode": (1, 2, 3)}
     _server: Libmodbus
     _changes = 0
 
@@ -46,6 +49,9 @@ class TestModbusTcp(AdapterSuite):
         writer.close()
         return {"level": 70_000 + self._changes, "speed": self._changes + 0.5}
 
+    def received(self) -> int:
+        return len(self._server.writes()) - self._changes
+
     async def stall(self) -> None:
         self._server.stall()
 
@@ -58,22 +64,34 @@ class TestModbusRtu(AdapterSuite):
 
     adapter = Modbus
     outside = ("pymodbus", "serial")
+    writes: ClassVar[Mapping[str, Sequence[Value]]] = {"setpoint": (1.5, 2.25, 99.9), "mode": (1, 2, 3)}
     _level = 0
 
     @asynccontextmanager
     async def device(self) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         self._awake = threading.Event()
         self._awake.set()
+        self._received, self._held = 0, dict.fromkeys(range(180, 190), 0)
         with scripted_serial(self._reply) as port:
             yield {"serial": port, "parity": "none", "quiet_s": 0.01}, POINTS
             self._awake.set()
 
     def _reply(self, request: bytes) -> list[tuple[float, bytes]]:
-        _, _, count = asked(request)
-        data = struct.pack(">IHHHf", self._level, 0, 0, 0, self._level + 0.5)
-        registers = (struct.unpack(">7H", data) + (0,) * 125)[:count]
+        _, address, count = asked(request)
+        if request[1] in WRITES:
+            self._received += 1
+            self._held |= dict(enumerate(written(request), address))
+            answer = write_answer(request)
+        else:
+            shown = self._held | dict(
+                enumerate(struct.unpack(">7H", struct.pack(">IHHHf", self._level, 0, 0, 0, self._level + 0.5)), 190)
+            )
+            answer = registers_answer(request, [shown.get(address + n, 0) for n in range(count)])
         self._awake.wait()
-        return [(0.0, registers_answer(request, registers))]
+        return [(0.0, answer)]
+
+    def received(self) -> int:
+        return self._received
 
     def nowhere(self, options: dict[str, Any]) -> dict[str, Any]:
         return {**options, "serial": str(self.folder / "ttyUSB9")}

@@ -58,18 +58,21 @@ LEVELS: dict[str, int] = {
     "world": 9,
     "pipeline": 9,
     "building": 10,
+    "condition": 10,
+    "verbs": 10,
     "watching": 10,
     "gateway": 11,
-    "cli": 12,
-    "__main__": 13,
-    "testing": 14,
+    "lifetime": 12,
+    "cli": 13,
+    "__main__": 14,
+    "testing": 15,
 }
 """Rooms of edge_runtime: each imports only rooms of a lower number, and itself."""
 
 ONLY: dict[str, tuple[str, ...]] = {
     "receiver": ("outbox", "bus", "address", "ports", "records"),
     "trust": ("document", "saying", "ports", "records"),
-    "control": ("outbox", "bus", "board", "trust", "config", "crosschecks", "adapter", "document", "saying", "ports", "records"),
+    "control": ("outbox", "bus", "board", "trust", "address", "config", "crosschecks", "adapter", "document", "saying", "ports", "records"),
 }
 """Rooms that stand further apart than their level says: the receiver is the cloud's end, it knows no gateway; trust knows no
 gateway either; control steers through ports, it knows neither mesh nor pipelines."""

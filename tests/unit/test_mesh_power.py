@@ -25,6 +25,8 @@ class Nothing:
 
     def withdraw(self) -> None: ...
 
+    def resume(self) -> None: ...
+
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         raise AssertionError(model)
 

@@ -25,7 +25,9 @@ def offering(models: FakeModels, references: list[str], changed: list[int], log:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     told = structlog.wrap_logger(None, processors=[note])
-    return Offering(references, models.open, lambda: changed.append(1), SeededDice(loop.rng("dice")), told)
+    made = Offering(lambda: changed.append(1), SeededDice(loop.rng("dice")), told)
+    made.use(references, models.open)
+    return made
 
 
 def test_it_offers_what_opens_and_keeps_trying_the_rest() -> None:

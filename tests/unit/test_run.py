@@ -19,8 +19,9 @@ from waiting import until
 
 from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
 from edge_runtime.cli import run
-from edge_runtime.config import Config, Log
+from edge_runtime.config import Log
 from edge_runtime.gateway import Gateway
+from edge_runtime.lifetime import Lifetime
 from edge_runtime.outbox.database import FileDisk
 from edge_runtime.ports import EdgeError
 from edge_runtime.testing.adapter import Faulty, NoBus
@@ -57,6 +58,11 @@ def world(far_end: FakeReceiver, told: list[str]) -> World:
     )
 
 
+async def served(folder: Path, far_end: FakeReceiver, told: list[str]) -> None:
+    there = world(far_end, told)
+    await run.serve(lambda: Lifetime(json.dumps(SETTINGS), "gateway.yaml", folder, folder, there), there.log)
+
+
 def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) -> None:
     """Signals come when something is on the disk, 0.2 s apart."""
 
@@ -67,7 +73,7 @@ def serve(folder: Path, far_end: FakeReceiver, told: list[str], signals: int) ->
         return max(last, len(far_end.kept))
 
     async def both() -> None:
-        serving = asyncio.create_task(run.serve(Config.model_validate(SETTINGS), folder, world(far_end, told)))
+        serving = asyncio.create_task(served(folder, far_end, told))
         await until(lambda: "source_connected" in told)
         await until(lambda: accepted() > 3)
         for _ in range(signals):
@@ -109,7 +115,7 @@ def test_a_signal_before_it_has_started_ends_it(tmp_path: Path, monkeypatch: pyt
 
     async def within() -> None:
         async with asyncio.timeout(20):
-            await run.serve(Config.model_validate(SETTINGS), tmp_path, world(FakeReceiver(), told))
+            await served(tmp_path, FakeReceiver(), told)
 
     asyncio.run(within())
     assert "gateway_started" not in told

@@ -1,0 +1,60 @@
+"""Who may read and write what on the site's broker: the roster as a mosquitto acl_file (decides).
+
+mosquitto knows a client by the common name of its certificate, its role by the roster. So there are two kinds of lines.
+`pattern` lines hold for whoever has a certificate of the site: a gateway that joined a minute ago works, also on a broker whose
+roster does not have it yet; with %u in them they give each one its own name and no other. Lines below `user` hold for members
+of the roster, by their role. `deny` takes reading away, too: it stands only where there is nothing to read. All else that is not
+allowed is refused.
+
+mosquitto checks subscriptions when it delivers: everybody may subscribe to everything, and gets what it may read. Publishing what
+is refused is answered as if it were accepted (MQTT 3.1.1 has no word for it), and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edge_runtime.bus import topics
+from edge_runtime.trust.roster import Member, Roster, certificate_name
+
+_NAMED = ("task", "reply", "receipt")
+"""What one sends to another, with its own name at the end."""
+_OWN = ("status", "load", "config/reported", "cmd/+/reply", "data/+", "result/+", "event/+", "gap/+", "batch/+", "hello/+")
+"""What a gateway says of itself. Not: its own tasks, replies and receipts, which others send it; commands to it."""
+
+
+def acl(site: str, roster: Roster | None) -> str:
+    """The text of the file. Names are of the form that `trust` lets in: none has a wildcard, a space or a line end."""
+    lines = ["# Written at every start and with every new roster: changes are lost.", "", *_everybody(site)]
+    for member in () if roster is None else roster.members:
+        lines += ["", f"user {certificate_name(member.name, member.role)}", *_of(member, site)]
+    return "\n".join(lines) + "\n"
+
+
+def _everybody(site: str) -> Iterator[str]:
+    yield f"pattern read {topics.ROOT}/{site}/#"
+    for each in _OWN:
+        yield f"pattern write {topics.gateway(site, '%u', each)}"
+    for each in _NAMED:
+        yield f"pattern write {topics.gateway(site, '+', each, '%u')}"
+    yield f"pattern write {topics.why(site, '+')}"
+    # The authority has signed it. Who joined with a file on a stick brings the roster that names it.
+    yield f"pattern write {topics.roster(site)}"
+
+
+def _of(member: Member, site: str) -> Iterator[str]:
+    if member.role != "gateway":  # its name in certificates is person:{name}; as a receiver it is {name}
+        yield f"topic write {topics.gateway(site, '+', 'receipt', member.name)}"
+    if member.role == "viewer":  # what the patterns let everybody do in its own name
+        who = certificate_name(member.name, member.role)
+        yield f"topic deny {topics.gateway(site, who, '#')}"
+        for each in _NAMED:
+            yield f"topic deny {topics.gateway(site, '+', each, who)}"
+    if member.role in ("operator", "engineer"):
+        yield f"topic write {topics.gateway(site, '+', 'cmd', '+')}"
+    if member.role in ("gateway", "engineer"):  # gateways: again what engineers have signed; a broker that moves is empty
+        yield f"topic write {topics.desired(site, 'gw/+')}"
+        yield f"topic write {topics.desired(site, 'group/+')}"
+    if member.role == "gateway":
+        yield f"topic write {topics.brokers(site)}"
+        yield f"topic write {topics.why_answer(site, '+')}"

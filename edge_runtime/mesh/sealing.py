@@ -1,0 +1,88 @@
+"""What gateways of a site with an authority say to each other, so that nobody else can say it, not even whoever hosts the broker
+(decides; the keys are trust/keys.py).
+
+birth, will      signed by the gateway (Ed25519): anybody in the site can check who it was. It carries the public half of a key
+                 agreement that is made anew with each start.
+task, reply      end with a tag (HMAC-SHA256, cut to 16 bytes) by a key that only the two have: 2 us, where two signatures
+                 would cost 150. It covers the kind, who it is from and to whom: nothing can be sent back as the other.
+
+A tag says nothing of when. A task that is replayed finds its answer or a deadline that is over; a reply, nobody who waits.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from edge_runtime.bus.messages import BadMessage
+from edge_runtime.ports import EdgeError
+from edge_runtime.trust import envelope
+from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.keys import Agreement
+
+TAG_BYTES = 16
+PEERS_MAX = 2_000
+"""Whose keys are kept: as many as a site has members."""
+
+BIRTH = "birth"
+"""Context of its signature."""
+
+
+class Sealing:
+    """Of one gateway, from its start to its end."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._agreement = Agreement()
+        self._publics: dict[str, str] = {}
+        self._keys: dict[str, bytes] = {}
+
+    @property
+    def public(self) -> str:
+        """Our half of the key agreement, in hex: for our birth."""
+        return self._agreement.public.hex()
+
+    def sign(self, birth: bytes) -> bytes:
+        return self._identity.sign(birth, BIRTH)
+
+    def open_birth(self, gateway: str, payload: bytes) -> bytes:
+        """Raises EdgeError: nobody of the site signed it, or somebody else than this gateway."""
+        opened = envelope.open(payload, BIRTH, self._identity.roster)
+        if (opened.role, opened.by) != ("gateway", gateway):
+            raise BadMessage(f"birth: of {gateway}, signed by {opened.by} ({opened.role})", "somebody speaks in another's name")
+        return opened.document
+
+    def meet(self, gateway: str, public: str) -> None:
+        """What its birth says."""
+        if self._publics.get(gateway) != public:
+            if len(self._publics) >= PEERS_MAX:
+                self._publics.clear()
+                self._keys.clear()
+            self._publics[gateway] = public
+            self._keys.pop(gateway, None)
+
+    def seal(self, kind: str, to: str, frame: bytes) -> bytes:
+        """The frame with its tag. Raises BadMessage: that gateway has told no key."""
+        return frame + self._tag(to, kind, self._identity.name, to, frame)
+
+    def open(self, kind: str, sender: str, payload: bytes) -> bytes:
+        """The frame. Raises BadMessage."""
+        frame, tag = payload[:-TAG_BYTES], payload[-TAG_BYTES:]
+        if not hmac.compare_digest(tag, self._tag(sender, kind, sender, self._identity.name, frame)):
+            raise BadMessage(f"{kind}: the tag is not that of {sender}", "forged, or from before one of the two started again")
+        return frame
+
+    def _tag(self, peer: str, kind: str, sender: str, to: str, frame: bytes) -> bytes:
+        head = f"{kind}\0{sender}\0{to}\0".encode()
+        return hmac.digest(self._key(peer), head + frame, "sha256")[:TAG_BYTES]
+
+    def _key(self, peer: str) -> bytes:
+        key = self._keys.get(peer)
+        if key is None:
+            try:
+                key = self._agreement.key_with(bytes.fromhex(self._publics[peer]), b"tasks")
+            except KeyError:
+                raise BadMessage(f"{peer} has told no key yet", "its birth comes with the next connection") from None
+            except (ValueError, EdgeError):
+                raise BadMessage(f"birth: the key of {peer} is none", "update it") from None
+            self._keys[peer] = key
+        return key

@@ -1,0 +1,61 @@
+"""bus/acl.py: the text. What a real mosquitto makes of it: integration/test_broker_mtls.py."""
+
+from __future__ import annotations
+
+import re
+
+from edge_runtime.bus import topics
+from edge_runtime.bus.acl import acl
+from edge_runtime.trust.roster import VERSION, Member, Role, Roster
+
+
+def member(name: str, role: Role) -> Member:
+    return Member(name, role, name[:1].encode().hex().ljust(64, "0"), "1", 0)
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """User ("" : everybody) -> its lines."""
+    found: dict[str, list[str]] = {"": []}
+    user = ""
+    for line in filter(None, text.splitlines()):
+        if line.startswith("user "):
+            user = line.removeprefix("user ")
+            found[user] = []
+        elif not line.startswith("#"):
+            found[user].append(line)
+    return found
+
+
+def test_people_have_a_prefix_that_no_gateway_has() -> None:
+    members = (member("press", "gateway"), member("alice", "engineer"), member("olaf", "operator"), member("vera", "viewer"))
+    assert list(sections(acl("s", Roster(VERSION, "s", 1, members, ())))) == [
+        "",
+        "press",
+        "person:alice",
+        "person:olaf",
+        "person:vera",
+    ]
+
+
+def test_without_a_roster_there_is_what_holds_for_everybody() -> None:
+    assert sections(acl("s", None)) == {"": sections(acl("s", Roster(VERSION, "s", 1, (), ())))[""]}
+
+
+def test_nobody_gets_more_than_the_site_or_writes_with_an_open_end() -> None:
+    members = (member("press", "gateway"), member("alice", "engineer"), member("vera", "viewer"))
+    text = acl("s", Roster(VERSION, "s", 1, members, ()))
+    for line in (line for lines in sections(text).values() for line in lines):
+        kind, access, topic = line.split(" ")
+        assert kind in ("pattern", "topic")
+        assert access in ("read", "write", "deny")
+        assert topic.startswith("edge/s/")
+        assert access != "write" or "#" not in topic
+
+
+def test_every_topic_of_ours_may_be_written_by_somebody() -> None:
+    """A topic that is new in topics.py must be thought of in acl.py, or nobody can use it where there is a site."""
+    roster = Roster(VERSION, "s", 1, (member("press", "gateway"), member("alice", "engineer")), ())
+    written = [line.split(" ")[2] for lines in sections(acl("s", roster)).values() for line in lines if " write " in line]
+    for topic, _, _ in topics.TOPICS:
+        shape = re.sub(r"\{[a-z]+\}", "+", f"edge/s/{topic}")
+        assert shape in [each.replace("%u", "+") for each in written], topic
