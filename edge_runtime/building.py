@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_runtime import config
 from edge_runtime.adapter import Adapter, Context
+from edge_runtime.control.actions import Action
 from edge_runtime.control.commands import Commands, Verb
 from edge_runtime.control.control import Control
 from edge_runtime.control.control import Gateway as Steered
@@ -140,7 +141,7 @@ class Builder:
         device = self._settings.devices[name]
         return Source(adapter, device, journal if adapter.redelivers else offer, unreachable)
 
-    def pipeline(self, name: str, store: Store, mesh: Mesh | None) -> Pipeline:
+    def pipeline(self, name: str, store: Store, mesh: Mesh | None, act: Callable[[Action], None]) -> Pipeline:
         settings = self._settings.pipelines[name]
         adapter = self.adapter(settings.device)
         points = adapter.context.points
@@ -161,6 +162,7 @@ class Builder:
             dice=self._world.dice,
             log=self._log,
             identity=f"{self._settings.site}/{self._settings.gateway}",
+            act=act,
             place=Shared(settings, mesh.placing) if mesh and self._settings.mesh else None,
         )
 

@@ -34,7 +34,7 @@ class Broker(Section):
     )
     url: str = Field(
         "mqtt://127.0.0.1:1883",
-        description="external: mqtt://[user:password@]host[:port] or mqtts://...; hosted, auto: its port is where ours listens",
+        description="external: mqtt://[user:password@]host[:port] or mqtts://..., password: also `secret:NAME`; hosted, auto: its port is where ours listens",
     )
     listen: str = Field(
         "127.0.0.1",
@@ -130,6 +130,18 @@ class Window(Section):
     filled_max: int = Field(0, ge=0, description="hold: a window with more values filled in than this is discarded")
 
 
+class Write(Section):
+    """A point that is written when an alarm is raised or cleared."""
+
+    point: str = Field(
+        description="DEVICE/POINT; the point's own declaration must allow it (`write`)",
+        examples=["press/stop"],
+        pattern=r"^[^/]+/.+$",
+    )
+    value: bool | int | float | str = Field(description="What is written", examples=[True])
+    on: Literal["raised", "cleared"] = Field("raised", description="When")
+
+
 class Rule(Section):
     """Raises and clears an event."""
 
@@ -146,6 +158,9 @@ class Rule(Section):
     raise_after_s: float = Field(0.0, ge=0, description="Raise only when it has lasted this long")
     clear_after_s: float = Field(0.0, ge=0, description="Clear only when it has been over for this long")
     severity: Literal["info", "warning", "critical"] = Field("warning", description="For people and dashboards")
+    writes: list[Write] = Field(
+        default_factory=list, description="Points to write then: once, within their limits, and in the audit log"
+    )
 
 
 class Pipeline(Section):
@@ -185,7 +200,7 @@ class MqttSink(Section):
 
     type: Literal["mqtt"] = Field(description="To an MQTT broker")
     url: str = Field(
-        description="mqtt://[user:password@]host[:port] or mqtts://..., or `local` for the local broker",
+        description="mqtt://[user:password@]host[:port] or mqtts://..., password: also `secret:NAME`; `local`: the local broker",
         examples=["mqtt://broker.example:1883"],
     )
     receiver: Name | None = Field(
@@ -289,6 +304,9 @@ class Config(Section):
     )
     site_dir: str = Field(
         "", description="Folder with this gateway's key and certificate (`edge-runtime join`); default: identity in `data_dir`"
+    )
+    secrets_dir: str = Field(
+        "", description="Folder with the files that `secret:NAME` refers to (`edge-runtime secret`); default: secrets in `data_dir`"
     )
     broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
     control: Control = Field(default_factory=Control, description="Configuration and commands over the local broker")

@@ -129,7 +129,27 @@ def _rules(doc: Document, here: Path) -> Iterator[Problem]:
             yield doc.problem((*at, "below"), "is not less than above", value=below, hint=hint)
         if above == "model" and doc.at((*here, "model")) is None:
             yield doc.problem((*at, "above"), "there is no model", value=above, hint="give a number, or the pipeline a `model`")
+        for place in range(len(_list(doc.at((*at, "writes"))))):
+            yield from _writes(doc, (*at, "writes", place, "point"))
     yield from _twice(doc, (*here, "rules"), "rule", "pipeline")
+
+
+def _writes(doc: Document, here: Path) -> Iterator[Problem]:
+    """A point that is there, and may be written."""
+    value, devices = doc.at(here), _mapping(doc.at(("devices",)))
+    if not isinstance(value, str) or "/" not in value:
+        return
+    device, _, name = value.partition("/")
+    if device not in devices:
+        yield doc.problem(here, f"there is no device {device!r}", value=value, hint=closest(device, devices, "declared are"))
+        return
+    points = [point for point in _list(doc.at(("devices", device, "points"))) if isinstance(point, dict)]
+    found = next((point for point in points if point.get("name") == name), None)
+    if found is None:
+        hint = closest(name, _names(doc, ("devices", device, "points")), f"the points of {device} are")
+        yield doc.problem(here, f"is no point of {device}", value=value, hint=hint)
+    elif not found.get("write"):
+        yield doc.problem(here, "may not be written", value=value, hint="allow it with `write` in the point's declaration")
 
 
 def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem]:

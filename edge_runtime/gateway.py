@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edge_runtime import condition, config
 from edge_runtime.building import OFFERING, Builder
+from edge_runtime.control.actions import Actions
 from edge_runtime.control.commands import Commands
 from edge_runtime.control.control import Control
 from edge_runtime.control.plan import Change, Plan, Wiring
@@ -27,6 +28,7 @@ from edge_runtime.control.trial import Part
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.pipeline.pipeline import Pipeline
+from edge_runtime.records import Outcome, Value
 from edge_runtime.services import Failure, Services, cancel, within
 from edge_runtime.sources.supervisor import Source
 from edge_runtime.verbs import verbs
@@ -65,6 +67,7 @@ class Gateway:
         self._services = Services(self._log)
         self._changed_s = 0.0
         self._watchers: tuple[str, ...] = ()
+        self._actions = Actions(self._write, self.steering.audit if self.steering else None, self.world.clock, self._log)
         self.store = self._builder.store()
         self.started = asyncio.Event()
 
@@ -116,7 +119,7 @@ class Gateway:
         for name in sinks:
             self.deliveries[name] = builder.delivery(name, self.store, self.mesh.local if self.mesh else None)
         for name in pipelines:
-            self.pipelines[name] = builder.pipeline(name, self.store, self.mesh)
+            self.pipelines[name] = builder.pipeline(name, self.store, self.mesh, self._actions.take)
         for name in devices:
             if name in self.sources:
                 continue
@@ -135,6 +138,7 @@ class Gateway:
         if self.control and self.commands:
             for name, service in {**self.control.services, "commands": self.commands.run}.items():
                 self._services.keep(name, service)
+        self._services.keep("rule actions", self._actions.run)
         self._start_parts(self.sources, self.pipelines, self.deliveries)
         self._log.info("gateway_started", site=self.settings.site, devices=len(self.sources), sinks=len(self.deliveries))
         self.started.set()
@@ -252,6 +256,13 @@ class Gateway:
             await self._services.drop(f"source {name}")
             del self.sources[name]
             self._log.warning("device_not_read", device=name, hint="no pipeline takes it: add one")
+
+    async def _write(self, device: str, point: str, value: Value, until_ns: int) -> Outcome:
+        """For a rule."""
+        source = self.sources.get(device)
+        if source is None:
+            return Outcome(outcome="refused", requested=value, cause=f"there is no device {device!r}")
+        return await source.write(point, value, until_ns=until_ns)
 
     # --- for who asks ---
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import config
+from edge_runtime.control.actions import Action
 from edge_runtime.inference.model import Model
 from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.store import Store
@@ -70,13 +71,16 @@ class Pipeline:
     def __init__(
         self, name: str, settings: config.Pipeline, device_points: Sequence[str], *, journaled: bool, open_model: OpenModel,
         store: Store, reporter: Reporter, dice: Dice, log: Any, identity: str, place: Place | None = None,
+        act: Callable[[Action], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        """`place`: who computes a window, where gateways share work."""
+        """`place`: who computes a window, where gateways share work. `act`: does what rules want done."""
         self.name, self.device = name, settings.device
         self.state = PipelineState()
         self._settings, self._device_points, self._journaled = settings, tuple(device_points), journaled
         self._store, self._reporter, self._identity = store, reporter, identity
         self._log = log.bind(pipeline=name)
+        self._act, self._due = act, list[Action]()
+        """What is to be done when the events are on the disk."""
         self._place, self._at_once = place, WINDOWS_MAX if place else 1
         self._model = SteadyModel(open_model, self._fit, self.state, dice, self._log)
         self._points: tuple[str, ...] = ()
@@ -292,6 +296,8 @@ class Pipeline:
         self.state.events += len(transitions)
         self.state.alarms = self._rules.alarms
         self.state.windows += 1
+        if transitions:
+            self._due += results.actions(self.name, self._settings.rules, transitions, found)
         privacy = self._settings.privacy
         result = results.result(self.name, self.device, window, found, alarms=self._rules.alarms, privacy=privacy)
         return [result, *(results.event_draft(self.name, self.device, found.result_id, each, privacy) for each in transitions)]
@@ -321,7 +327,10 @@ class Pipeline:
     async def _commit(self, drafts: Sequence[Draft]) -> None:
         position = self._position() if self._journaled or self._settings.rules else None
         self._committed_row = self._needed_row()
+        due, self._due = self._due, []
         await self._store.commit(drafts, position)
+        for action in due:
+            self._act(action)
 
     def _needed_row(self) -> int:
         """The first row of the journal that a restart needs."""

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.config import Rule
+from edge_runtime.control.actions import Action
 from edge_runtime.pipeline.rules import Transition
 from edge_runtime.pipeline.windowing import Window
 from edge_runtime.records import Draft, Event, Inference, Lane, Privacy, Result, Sample, to_json
@@ -73,6 +75,21 @@ def result(pipeline: str, device: str, window: Window, found: Found, *, alarms: 
         placed=found.placed,
     )
     return Draft(Lane.RESULT.of(privacy), pipeline, window.last, to_json(body), found.result_id)
+
+
+def actions(pipeline: str, rules: Sequence[Rule], transitions: Sequence[Transition], found: Found) -> list[Action]:
+    """What the rules want done, in their order."""
+    return [
+        Action(
+            pipeline=pipeline, rule=each.rule, raised=each.raised, device=write.point.partition("/")[0],
+            point=write.point.partition("/")[2], value=write.value, model=found.model, window=found.window, result=found.result_id,
+        )
+        for each in transitions
+        for rule in rules
+        if rule.name == each.rule
+        for write in rule.writes
+        if (write.on == "raised") == each.raised
+    ]  # fmt: skip
 
 
 def event_draft(pipeline: str, device: str, result_id: str, transition: Transition, privacy: Privacy) -> Draft:

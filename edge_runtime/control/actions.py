@@ -1,0 +1,109 @@
+"""What rules do (runs): an alarm that is raised or cleared writes a point, within the point's own limits, once.
+
+    pipeline: event committed --> audit: intent, with pipeline, model and window --> write --> audit: outcome
+
+It is done after the event is on the disk, so that a window that is computed again after a crash does nothing twice; a crash in
+between costs the action, never doubles it. Nothing waits for it: a device that does not answer holds up no pipeline, and what
+could not be done within ACTION_S_MAX is not done any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from edge_runtime.control.audit import AuditError, AuditLog, Entry, Kind
+from edge_runtime.ports import Clock
+from edge_runtime.records import Outcome, Value
+
+ACTION_S_MAX = 5.0
+"""From the event to the write: later the plant is in another state than the one that was judged."""
+
+WAITING_MAX = 100
+ABREAST_MAX = 8
+"""Actions under way at once: devices that do not answer take their time."""
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """`window` and `model` (name@version) are what was judged; `result` is its result's id."""
+
+    pipeline: str
+    rule: str
+    raised: bool
+    device: str
+    point: str
+    value: Value
+    model: str
+    window: str
+    result: str
+
+
+Write = Callable[[str, str, Value, int], Awaitable[Outcome]]
+"""Device, point, value, until when (monotonic nanoseconds)."""
+
+
+class Actions:
+    """Of one gateway. `take` may be called at any time."""
+
+    def __init__(self, write: Write, audit: AuditLog | None, clock: Clock, log: Any) -> None:
+        self._write, self._audit, self._clock, self._log = write, audit, clock, log
+        self._waiting: asyncio.Queue[tuple[Action, int]] = asyncio.Queue(WAITING_MAX)
+        self.outcomes: Counter[str] = Counter()
+
+    def take(self, action: Action) -> None:
+        """Never waits; what is too much is not done, and the log says so."""
+        try:
+            self._waiting.put_nowait((action, self._clock.mono_ns() + round(ACTION_S_MAX * 1e9)))
+        except asyncio.QueueFull:
+            self._tell(action, "refused", f"{WAITING_MAX} actions wait already")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(ABREAST_MAX):
+                group.create_task(self._work(), name=f"action-{number}")
+
+    async def _work(self) -> None:
+        while True:
+            action, until_ns = await self._waiting.get()
+            if self._audit is None:
+                self._tell(action, "refused", "there is no audit log")
+                continue
+            try:
+                number = await self._audit.begin(self._entry(action))
+            except AuditError as error:
+                self._tell(action, "refused", f"it cannot be written to the audit log: {error.cause}")
+                continue
+            found = await self._write(action.device, action.point, action.value, until_ns)
+            await self._audit.complete(
+                number, found.outcome, before=found.before, read_back=found.read_back, why=f"{_why(action)}: {found.cause}"
+            )
+            self._tell(action, found.outcome, found.cause)
+
+    def _entry(self, action: Action) -> Entry:
+        return Entry(
+            kind=Kind.RULE,
+            actor=f"rule:{action.pipeline}/{action.rule}",
+            via="rule",
+            subject=f"point {action.device}/{action.point}",
+            requested=action.value,
+            why=_why(action),
+        )
+
+    def _tell(self, action: Action, outcome: str, cause: str) -> None:
+        self.outcomes[outcome] += 1
+        log = self._log.info if outcome in ("verified", "written") else self._log.error
+        log(
+            "rule_action", pipeline=action.pipeline, rule=action.rule, device=action.device, point=action.point,
+            result=action.result, outcome=outcome, cause=cause,
+        )  # fmt: skip
+
+
+def _why(action: Action) -> str:
+    what = "raised" if action.raised else "cleared"
+    model = f", model {action.model}" if action.model else ""
+    return f"{action.rule} {what} by pipeline {action.pipeline}{model}, window {action.window}, result {action.result}"
