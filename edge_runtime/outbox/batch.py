@@ -46,13 +46,13 @@ class Batch:
         self.positions: dict[str, Position] = {}
         self.acknowledged: dict[tuple[str, Lane], Ranges] = {}
         self.size_bytes = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self.waiters: list[asyncio.Future[None]] = []
         self._loop = loop
 
     @property
     def empty(self) -> bool:
         """Nothing that anyone waits for, and nothing to note."""
-        return not (self._waiters or self.acknowledged)
+        return not (self.waiters or self.acknowledged)
 
     def add(self, drafts: Sequence[Draft], size_bytes: int) -> asyncio.Future[None]:
         """The future is done when they are on the disk. A caller that is cancelled meanwhile leaves its rows in: they are
@@ -76,11 +76,11 @@ class Batch:
 
     def durable(self) -> asyncio.Future[None]:
         waiter = self._loop.create_future()
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         return waiter
 
     def wake(self, error: Exception | None = None) -> None:
-        for waiter in self._waiters:
+        for waiter in self.waiters:
             if waiter.done():
                 continue
             if error is None:

@@ -120,7 +120,7 @@ class Store:
             return self._commit_later(drafts, position, size_bytes)
         if position:
             batch.positions[position.pipeline] = position
-        if not self._wake.is_set():
+        if not batch.waiters:
             self._wake.set()
         return batch.add(drafts, size_bytes)
 

@@ -245,6 +245,8 @@ def _shown(body: bytes, show: bool) -> str:
 def checked(url: str) -> str:
     """Raises SinkError when the url cannot be one of a receiver."""
     hint = "https://host[:port][/prefix]; http:// for tests and trusted networks"
+    if "@" in url:  # not shown: what stands there may be a password
+        raise SinkError("url: user and password are not sent over HTTP", "give the receiver's token: `token_file`")
     try:
         parts = urlsplit(url)
         _ = parts.port
