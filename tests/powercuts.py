@@ -33,7 +33,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
         return call
 
-    for name in ("fsync", "open", "fchmod"):
+    for name in ("fsync", "open"):
         monkeypatch.setattr(files.os, name, counted(getattr(os, name)))
     for name in ("replace", "rename", "mkdir", "unlink"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))

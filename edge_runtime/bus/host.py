@@ -222,7 +222,7 @@ class BrokerHost:
             who = self._dress.identity
             listener = _MEMBERS_ONLY.format(ca=who.ca_file.resolve(), cert=who.cert_file.resolve(), key=who.key_file.resolve())
             listener += f"crlfile {self._folder.resolve()}/crl.pem\n" if who.roster.crl else ""
-            access = f"allow_anonymous false\nacl_file {self._folder.resolve()}/acl"
+            access = f"log_type notice\nallow_anonymous false\nacl_file {self._folder.resolve()}/acl"
         text = _MOSQUITTO.format(
             user="user root\n" if os.geteuid() == 0 else "",  # else it becomes `mosquitto`, which cannot read our key or folder
             listeners="\n".join(f"listener {self._address.port} {each}\n{listener}" for each in self._listen),

@@ -6,10 +6,14 @@ debug level alone, where it writes two lines for every message that passes: thos
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 LOG_BYTES_MAX = 2**20
-"""Whoever knocks writes 80 bytes of it, a thousand times a second: it is emptied at this size."""
+"""Whoever knocks writes 250 bytes of it, a thousand times a second: it is emptied at this size."""
+
+_REFUSED = re.compile(r"(?:OpenSSL Error\[0\]|Client connection from \S+ failed): error:[^:]+:[^:]*::(?!unexpected eof)")
+"""Two words for one thing: the second where all of the client's greeting is there when it is accepted; at level `notice` only."""
 
 
 class Refusals:
@@ -35,9 +39,9 @@ class Refusals:
         whole = new[: new.rfind(b"\n") + 1]  # it writes a line in pieces
         self._at += len(whole)
         for line in whole.decode(errors="replace").splitlines():
-            if "OpenSSL Error[0]" in line and "unexpected eof" not in line:
+            if _REFUSED.search(line):
                 self.count += 1
-                last = line.rpartition("::")[2]
+                last = line.rpartition("::")[2].removesuffix(".")
         if self._at > LOG_BYTES_MAX and whole == new:
             self.begin()
         return last

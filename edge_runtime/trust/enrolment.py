@@ -25,10 +25,9 @@ from edge_runtime.trust.token import ASK
 CONNECTIONS_MAX = 64
 BACKLOG = 128
 EXCHANGE_S_MAX = 5.0
-"""From the connection to the end of a request."""
+"""For the TLS handshake, and once more for the request and a refusal."""
 JOINED_S_MAX = 60.0
 """From the answer until the gateway has it on its disk."""
-ACCEPT_PAUSE_S = 0.1
 EXPIRY_CHECK_S = 1.0
 """A laptop sleeps, and asyncio's clock with it; the token's does not."""
 
@@ -82,7 +81,8 @@ async def serve(
 
     Raises Expired."""
     door = _Door(at, context, ca, sign, clock, tell)
-    accepting = asyncio.create_task(door.accept(listening), name="enrolment: accepts")
+    loop = asyncio.get_running_loop()
+    loop.add_reader(listening, door.accept, listening)
     try:
         while not at.joined:
             left_s = (at.until_ns - clock.mono_ns()) / 1e9
@@ -92,8 +92,7 @@ async def serve(
                 async with asyncio.timeout(min(left_s, EXPIRY_CHECK_S)):
                     await door.joined.wait()
     finally:
-        accepting.cancel()
-        await asyncio.gather(accepting, return_exceptions=True)
+        loop.remove_reader(listening)
         listening.close()
         await door.close()
 
@@ -125,19 +124,17 @@ class _Door:
         self._refused = 0
         self.joined = asyncio.Event()
 
-    async def accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, (source, *_) = await loop.sock_accept(listening)
-            except OSError:  # gone again already, or no more descriptors
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            self._make_room()
-            task = asyncio.create_task(self._serve(connection, source), name="enrolment: speaks")
-            self._open[task] = source
-            task.add_done_callback(self._forget)
-            await asyncio.sleep(0)  # in a flood, sock_accept never waits
+    def accept(self, listening: socket.socket) -> None:
+        """One that waits; called whenever there is one. (asyncio's own sock_accept fails in a flood when it is cancelled.)"""
+        try:
+            connection, (source, *_) = listening.accept()
+        except OSError:  # gone again already
+            return
+        connection.setblocking(False)
+        self._make_room()
+        task = asyncio.create_task(self._serve(connection, source), name="enrolment: speaks")
+        self._open[task] = source
+        task.add_done_callback(self._forget)
 
     async def close(self) -> None:
         tasks = [*self._open, *self._known]
@@ -159,39 +156,41 @@ class _Door:
 
     async def _serve(self, connection: socket.socket, source: str) -> None:
         try:
-            async with asyncio.timeout(EXCHANGE_S_MAX) as limit, _accepted(connection, self._context) as (reader, writer):
-                await self._exchange(reader, writer, source, limit)
-        except TimeoutError:
-            self._refuse(source, "too slow")
-        except ssl.SSLError:
-            self._refuse(source, "speaks no TLS")
-        except OSError:
-            self._refuse(source, "cut the connection")
-        except BadMessage as error:
-            self._refuse(source, error.cause)
+            async with _accepted(connection, self._context) as (reader, writer):
+                async with asyncio.timeout(EXCHANGE_S_MAX):  # without `as`: who is cut would hold himself, and 300 KiB of TLS
+                    issued = await self._exchange(reader, writer, source)
+                if issued:
+                    async with asyncio.timeout(JOINED_S_MAX):
+                        await self._let_in(issued, reader, writer, source)
+        except (OSError, BadMessage) as error:
+            self._refuse(source, _said(error))
+            # The streams hold it, and its traceback holds the streams: 300 KiB each, until the collector comes by.
+            error.__traceback__ = None
 
-    async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str, limit: asyncio.Timeout
-    ) -> None:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str) -> Issued | None:
+        """None: it is refused, or wanted no more than to see the CA's certificate (the first of a gateway's two connections)."""
         writer.write(self._greeting)
         request = await receive(reader, Request)
         if request is None:
-            return  # it wanted to see the CA's certificate: the first of a gateway's two connections
+            return None
         answer = self._answer(request)
-        if isinstance(answer, Refusal):
-            self._refuse(source, answer.cause)
-            if answer.reason == "wrong":
-                await asyncio.sleep(self._at.pause_s())
-            writer.write(desk.encode(answer))
-            await reader.read(1)  # until it has read that, and closes
-            return
+        if isinstance(answer, Issued):
+            return answer
+        self._refuse(source, answer.cause)
+        if answer.reason == "wrong":
+            await asyncio.sleep(self._at.pause_s())
+        writer.write(desk.encode(answer))
+        await reader.read(1)  # until it has read that, and closes
+        return None
+
+    async def _let_in(self, issued: Issued, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str) -> None:
+        """It has shown the secret: from here on it makes room for nobody."""
         if not self._known:
             self._tell(Event("issued", source))
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._open.pop(task, None)
         self._known.append(task)
-        limit.reschedule(asyncio.get_running_loop().time() + JOINED_S_MAX)
-        writer.write(desk.encode(answer))
+        writer.write(desk.encode(issued))
         if await receive(reader, Joined):
             self._at.joined = True
             self._tell(Event("joined", source))
@@ -215,6 +214,14 @@ class _Door:
             self._tell(Event("refused", source, cause, self._refused))
 
 
+def _said(error: OSError | BadMessage) -> str:
+    if isinstance(error, BadMessage):
+        return error.cause
+    if isinstance(error, TimeoutError):
+        return "too slow"
+    return "speaks no TLS" if isinstance(error, ssl.SSLError) else "cut the connection"
+
+
 @asynccontextmanager
 async def _accepted(
     connection: socket.socket, context: ssl.SSLContext
@@ -224,9 +231,8 @@ async def _accepted(
     reader = asyncio.StreamReader(limit=desk.OPEN_BYTES_MAX)
     protocol = asyncio.StreamReaderProtocol(reader)
     try:
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, connection, ssl=context, ssl_handshake_timeout=EXCHANGE_S_MAX
-        )
+        async with asyncio.timeout(EXCHANGE_S_MAX):
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=context)
     except BaseException:
         connection.close()
         raise

@@ -122,10 +122,7 @@ def _parsed(payload: bytes, context: str) -> _Envelope:
 
 
 def _checked(envelope: _Envelope, context: str, public: bytes) -> bytes:
-    try:
-        document = envelope.document.encode()
-    except UnicodeEncodeError:
-        raise Forged("the document is not UTF-8", "documents are JSON text") from None
+    document = envelope.document.encode()
     if len(document) > _size_bytes_max(context):
         raise Forged(f"a document of {len(document)} bytes", f"at most {_size_bytes_max(context)}")
     if len(envelope.signature) != SIGNATURE_BYTES or not verify(public, envelope.signature, signed_bytes(context, document)):

@@ -347,9 +347,10 @@ def writes_again_when_given_up() -> type[Faulty]:
         async def write(self, point: str, value: Value) -> None:
             for _ in range(3):
                 try:
-                    return await super().write(point, value)
+                    await super().write(point, value)
                 except asyncio.CancelledError:
                     continue
+                return
 
     return Again
 

@@ -100,6 +100,8 @@ def test_strangers_do_not_meet_members(site: Site, tmp_path: Path) -> None:
     nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
     with pytest.raises(ssl.SSLError, match=r"(?i)peer did not return a certificate|certificate required"):
         shake(tls.server_context(press), nobody)
+    for context in (tls.client_context(press), tls.server_context(press)):
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     old = tls.client_context(press)
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1

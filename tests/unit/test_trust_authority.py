@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from powercuts import every_cut
 from trusted import NOW_S, PASSPHRASE, Later, Site, Still
 
 from edge_runtime.ports import EdgeError
+from edge_runtime.records import Stamp
 from edge_runtime.trust import authority as authorities
 from edge_runtime.trust import certificates, envelope, files, keys
 from edge_runtime.trust.authority import Authority
@@ -169,6 +171,33 @@ def test_revocation_voids_every_certificate_that_the_key_ever_had(tmp_path: Path
     assert roster.is_revoked(serial=renewed.serial)
     assert not roster.is_revoked(key="00" * 32, serial="1")
     assert roster.crl.encode() == site.authority.crl()
+
+
+class Guarding(Still):
+    """Is asked in the middle of a change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.refused = 0
+
+    def now(self) -> Stamp:
+        with (self.folder / ".lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.refused += 1
+        return super().now()
+
+
+def test_a_change_keeps_others_out_until_it_is_done(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    guard = site.authority._clock = Guarding(site.authority.folder)
+    site.authority.issue(site.csr(), "press-1", "gateway")
+    site.authority.replace("press-1", site.csr())
+    site.authority.renew("press-1")
+    assert guard.refused == 3
+    with files.locked(site.authority.folder):
+        pass
 
 
 def test_a_second_process_and_a_first_one_lose_nothing_of_each_other(tmp_path: Path) -> None:

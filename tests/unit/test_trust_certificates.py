@@ -53,13 +53,22 @@ def test_no_person_can_have_the_user_name_of_a_gateway(site: Site) -> None:
 
 @pytest.mark.parametrize(
     ("role", "common"),
-    [("gateway", "person:alice"), ("engineer", "alice"), ("root", "alice"), ("", "press-1"), ("gateway", "")],
+    [
+        ("gateway", "person:alice"),
+        ("engineer", "alice"),
+        ("root", "alice"),
+        ("root", "person:alice"),
+        ("", "press-1"),
+        ("gateway", ""),
+    ],
 )
 def test_a_certificate_of_another_form_is_of_no_member(role: str, common: str) -> None:
     key = PrivateKey.generate()
     parts = [(NameOID.ORGANIZATION_NAME, "plant-1"), (NameOID.ORGANIZATIONAL_UNIT_NAME, role), (NameOID.COMMON_NAME, common)]
     name = x509.Name([x509.NameAttribute(oid, value) for oid, value in parts if value])
+    until = x509.PrivateKeyUsagePeriod(not_before=None, not_after=datetime.datetime(2030, 1, 1))
     builder = certificates._builder(name, name, key.native.public_key(), key.native.public_key())
+    builder = builder.add_extension(until, critical=False)
     with pytest.raises(EdgeError, match="not the certificate of a member"):
         certificates.parse(certificates._pem(builder.sign(key.native, None)))
 
@@ -68,8 +77,11 @@ def test_the_authoritys_certificate_is_no_members_and_the_other_way_round(site: 
     assert certificates.parse_authority(site.authority.ca) == ("plant-1", site.authority.public)
     with pytest.raises(EdgeError, match="not the certificate of a member"):
         certificates.parse(site.authority.ca)
-    with pytest.raises(EdgeError, match="not the certificate of a site's authority"):
-        certificates.parse_authority(pem)
+    key, name = PrivateKey.generate(), certificates._name("plant-1", None, certificates.AUTHORITY_NAME)
+    by_another = certificates._builder(name, name, key.native.public_key(), PrivateKey.generate().native.public_key())
+    for wrong in (pem, certificates._pem(by_another.sign(PrivateKey.generate().native, None))):
+        with pytest.raises(EdgeError, match="not the certificate of a site's authority"):
+            certificates.parse_authority(wrong)
 
 
 def test_a_member_cannot_sign_for_the_authority(site: Site, pem: bytes) -> None:
