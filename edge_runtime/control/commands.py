@@ -40,6 +40,10 @@ FLOOD_MAX = 64
 """Messages that wait to be looked at. Who sends more is not answered."""
 
 
+KEPT_BYTES_MAX = 4_096
+"""Of what came of a command. A larger result is told once."""
+
+
 class Asked(NamedTuple):
     """A command whose time has come. `by`: who gave it."""
 
@@ -78,6 +82,8 @@ class Commands:
         self._verbs, self._clock, self._log = verbs, clock, log
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(FLOOD_MAX)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, None] = {}
+        """Ids of commands that are being done."""
         self._number = 0
         self.refused: Counter[str] = Counter()
         """What came and was not done, by reason."""
@@ -122,7 +128,14 @@ class Commands:
             self._refuse(verb, error)
             return
         by = said.by or command.issuer or "somebody on the broker"
-        done = await self._once(command, by)
+        if command.id in self._running:  # it came twice: the answer comes when it is done
+            self.refused["repeated"] += 1
+            return
+        self._running[command.id] = None
+        try:
+            done = await self._once(command, by)
+        finally:
+            del self._running[command.id]
         self.outcomes[done.outcome] += 1
         self._log.info("command", verb=verb, id=command.id, by=by, outcome=done.outcome, cause=done.cause)
         await self._reply(command, done)
@@ -152,7 +165,7 @@ class Commands:
             return self._again(command, repeated)
         done = await self._audited(command, verb, by)
         try:
-            await book.complete(command.id, msgspec.json.encode(done).decode())
+            await book.complete(command.id, _kept(done))
         except BookError as error:
             self._log.error("command_outcome_not_kept", id=command.id, cause=error.cause, hint=error.hint)
         return done
@@ -203,6 +216,12 @@ class Commands:
                 await self._link.send(topic, payload, qos=1)
         except BrokerError as error:
             self._log.warning("command_reply_lost", id=command.id, cause=told(error), hint="send it again: it is not done twice")
+
+
+def _kept(done: Done) -> str:
+    """For one who asks again: ten thousand of them stand in the book."""
+    text = msgspec.json.encode(done)
+    return (text if len(text) <= KEPT_BYTES_MAX else msgspec.json.encode(msgspec.structs.replace(done, result={}))).decode()
 
 
 REPLY = "reply"
