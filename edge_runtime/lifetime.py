@@ -103,6 +103,8 @@ class Lifetime:
         if start.why:
             level: Any = self._log.error if origin.safe else self._log.warning
             level("configuration_start", mode=start.mode, cause=start.why, hint="edge-runtime config history")
+        for fault in origin.faults:
+            self._log.error("configuration_fault", path=fault.path, cause=fault.message, hint=fault.hint, layer=fault.layer)
         self.audit.note(
             Entry(kind=Kind.START, actor=origin.settings.gateway, subject="gateway", outcome=start.mode, why=start.why)
         )

@@ -135,3 +135,36 @@ def test_a_change_that_cuts_it_off_is_taken_back_without_a_network(tmp_path: Pat
             assert "broker" in report.cause
 
     simulated(scenario, tmp_path)
+
+
+def test_an_invalid_file_starts_with_what_worked_and_takes_a_fix(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+            await steered.reported("active")
+        broken = Steered(site, **{**DEVICES, "devices": {"d": plc("x", "y", period_s="often"), "e": plc("z")}}, **PIPELINES)
+        async with broken.running() as steered:
+            report = await steered.reported("rejected")
+            assert report.mode == "safe"
+            assert [each.path for each in report.errors] == ["devices.d.period_s"]
+            assert [*steered.gateway.sources] == ["d", "e"]  # the last good one runs
+            assert site.events("configuration_fault")
+            await steered.want(patch={"devices": {"d": {"period_s": 0.5}}})
+            report = await steered.reported("active")
+            assert report.mode == "normal"
+            assert steered.gateway.settings.devices["d"].period_s == 0.5
+
+    simulated(scenario, tmp_path)
+
+
+def test_without_anything_that_works_there_are_broker_and_control(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, devices={"d": {"adapter": "none"}}).running() as steered:
+            report = await steered.reported("rejected")
+            assert report.mode == "safe"
+            assert not steered.gateway.sources
+            await steered.want(config={**steered.file, **DEVICES, **PIPELINES})
+            report = await steered.reported("active")
+            assert report.mode == "normal"
+            await until(lambda: steered.gateway.sources["d"].state.phase == "connected")
+
+    simulated(scenario, tmp_path)
