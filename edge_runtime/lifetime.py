@@ -20,6 +20,7 @@ from edge_runtime.control.book_file import BookError
 from edge_runtime.control.origin import Origin, of_text
 from edge_runtime.control.steering import Steering
 from edge_runtime.gateway import Gateway
+from edge_runtime.ports import EdgeError
 from edge_runtime.trust.identity import Identity
 from edge_runtime.world import World
 
@@ -96,7 +97,12 @@ class Lifetime:
 
     def _identity(self, settings: config.Config) -> Identity | None:
         """Raises EdgeError: there is one, and it cannot be used. To go on without would open what was closed."""
-        return Identity.load(self._folder / settings.site_dir if settings.site_dir else self._data_dir / IDENTITY)
+        found = Identity.load(self._folder / settings.site_dir if settings.site_dir else self._data_dir / IDENTITY)
+        if found and (found.site, found.name, found.role) != (settings.site, settings.gateway, "gateway"):
+            whose = f"{found.role} {found.name} of {found.site}"
+            hint = "the names in the configuration are those under which it has joined; else: edge-runtime join"
+            raise EdgeError(f"{found.folder}: is of {whose}, and this is {settings.gateway} of {settings.site}", hint)
+        return found
 
     def _tell(self, origin: Origin) -> None:
         start = origin.start
