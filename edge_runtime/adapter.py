@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from edge_runtime.address import BadAddress, address
 from edge_runtime.document import POINT_NAME
@@ -56,6 +56,7 @@ __all__ = [
     "Options",
     "Point",
     "Sample",
+    "Secret",
     "Stamp",
     "Unknown",
     "Unusable",
@@ -82,6 +83,11 @@ class Unknown(EdgeError):
 
 class Exhausted(Exception):
     """The source has come to its end (a file, a recording). The device is done; this is no failure."""
+
+
+Secret = SecretStr
+"""Type of an option that nobody may see: `password: adapter.Secret = Field(description=...)`. Where it may be `secret:NAME`, use
+`context.secret(options.password)`."""
 
 
 class Options(BaseModel):
@@ -190,6 +196,16 @@ class Context:
     log: Any
     resolve: Callable[[str], Path] = Path
     """Makes a path of the configuration absolute (relative ones are relative to the configuration file)."""
+    reveal: Callable[[str], str] = str
+    """For `secret`."""
+
+    def secret(self, option: str | SecretStr) -> str:
+        """The text of an option that is a secret: of `secret:NAME` what NAME is now. Ask for it where it is used (in `open`), and
+        keep it nowhere. The bus does so by itself with the password of an address. Raises Unusable: it is not there."""
+        try:
+            return self.reveal(option if isinstance(option, str) else option.get_secret_value())
+        except EdgeError as error:
+            raise Unusable(error.cause, error.hint) from None
 
     def sample(
         self,

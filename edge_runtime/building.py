@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import config
+from edge_runtime import config, references
 from edge_runtime.adapter import Adapter, Context
+from edge_runtime.address import BadAddress, address
+from edge_runtime.bus.local import LocalBus
+from edge_runtime.bus.unsealing import UnsealingBus
 from edge_runtime.control.actions import Action
+from edge_runtime.control.admitted import reached_from
 from edge_runtime.control.commands import Commands, Verb
 from edge_runtime.control.control import Control
 from edge_runtime.control.control import Gateway as Steered
+from edge_runtime.control.keeping import Keeping
+from edge_runtime.control.neighbours import Neighbours
+from edge_runtime.control.neighbours_file import NeighboursFile
 from edge_runtime.control.plan import Wiring
+from edge_runtime.control.renewing import Renewing
 from edge_runtime.control.steering import Steering
+from edge_runtime.document import NAME, dotted
 from edge_runtime.inference.model import Model
 from edge_runtime.inference.offering import Offering
 from edge_runtime.inference.shared import Shared
+from edge_runtime.inference.shelf import Shelf
+from edge_runtime.inference.store import ModelMissing
+from edge_runtime.mesh.fetching import Fetching
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.database import PAGE_BYTES
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
-from edge_runtime.ports import Address, Receipt, SinkError
+from edge_runtime.ports import Address, Receipt, SecretError, SinkError
 from edge_runtime.records import LANES, Lane, Record, Sample
 from edge_runtime.sources.reporting import Reporter
 from edge_runtime.sources.supervisor import Lines, Source
@@ -33,8 +46,16 @@ from edge_runtime.world import World
 OFFERING = "models for peers"
 """Name of a service."""
 
+NEIGHBOURS, NEIGHBOURS_PAGES = "neighbours.db", 64
+"""File in `data_dir`, and the pages of its WAL."""
+
 WAL_SHARE = 8
 """One part in so many of the outbox's cap is for the WAL."""
+
+
+def wal_pages(size_bytes_max: int) -> int:
+    """Of an outbox with this cap."""
+    return max(16, min(1000, size_bytes_max // WAL_SHARE // PAGE_BYTES))
 
 
 class Builder:
@@ -52,6 +73,10 @@ class Builder:
         self._identity = identity
         self._settings, self._kept, self._folder, self._world, self._log = settings, kept, folder, world, log
         self._lines = Lines()
+        self._fetching: Fetching | None = None
+        self._secrets = world.secrets(folder / config.secrets_folder(settings))
+        broker = settings.broker
+        self._bus = LocalBus(UnsealingBus(world.bus, self.reveal), "" if broker.mode == "none" else broker.url, identity)
 
     def use(self, settings: config.Config, kept: config.Config | None) -> None:
         """From now on. `kept`: the configuration that may come back; what waits on the disk for its sinks and pipelines stays."""
@@ -65,6 +90,18 @@ class Builder:
 
     def resolve(self, name: str) -> Path:
         return self._folder / name
+
+    def reveal(self, text: str) -> str:
+        """Of `secret:NAME` what NAME is now; of all else itself. Raises SecretError, which says where the configuration asks."""
+        name = references.name_in(text)
+        if not name:
+            return text
+        try:
+            return self._secrets.get(name)
+        except SecretError as error:
+            said = self._settings.model_dump(mode="json")
+            where = ", ".join(dotted(path) for path, found in references.found(said) if found == name)
+            raise SecretError(f"{where}: {error.cause}", error.hint) from None
 
     def takers(self) -> tuple[dict[str, list[Lane]], dict[str, str], list[str]]:
         """For whom the disk keeps what: lanes by sink, device by pipeline, and the sinks that are to the broker only."""
@@ -81,13 +118,13 @@ class Builder:
 
     def store(self) -> Store:
         outbox, world = self._settings.outbox, self._world
-        wal_pages = max(16, min(1000, outbox.size_bytes_max // WAL_SHARE // PAGE_BYTES))
+        pages = wal_pages(outbox.size_bytes_max)
         file = OutboxFile(
-            world.new_disk(wal_pages),
+            world.new_disk(pages),
             self.data_dir / outbox.file,
             world.clock,
             size_bytes_max=outbox.size_bytes_max,
-            wal_bytes=2 * wal_pages * PAGE_BYTES,
+            wal_bytes=2 * pages * PAGE_BYTES,
         )
         return Store(
             file,
@@ -117,9 +154,10 @@ class Builder:
                 clock=self._world.clock,
                 dice=self._world.dice,
                 line=self._lines.get(schema.line(name, options)),
-                bus=self._world.bus,
+                bus=self._bus,
                 log=self._log,
                 resolve=self.resolve,
+                reveal=self.reveal,
             )
         )
 
@@ -168,7 +206,16 @@ class Builder:
 
     async def _open_model(self, reference: str, engine: str, accelerator: str, worker: str) -> Model:
         world, folders = self._world, [self.resolve(self._settings.models_dir)]
-        return await world.open_model(reference, folders, engine, accelerator, lambda: world.new_worker(worker), world.clock)
+
+        def opening() -> Awaitable[Model]:
+            return world.open_model(reference, folders, engine, accelerator, lambda: world.new_worker(worker), world.clock)
+
+        try:
+            return await opening()
+        except ModelMissing:
+            if self._fetching is None or not re.fullmatch(NAME, reference) or not await self._fetching.fetch(reference):
+                raise
+        return await opening()
 
     # --- from the disk to a far end ---
 
@@ -180,10 +227,11 @@ class Builder:
                 settings,
                 site=self._settings.site,
                 gateway=self._settings.gateway,
-                bus=world.bus,
+                bus=self._bus,
                 new_worker=lambda: world.new_worker(f"sink-{name}"),
                 local=local,
                 resolve=self.resolve,
+                identity=self._identity if self._is_local(settings) else None,
             )
         except SinkError as error:
             sink = _Unmade(error)
@@ -197,6 +245,13 @@ class Builder:
             log=self._log,
         )
 
+    def _is_local(self, settings: config.AnySink) -> bool:
+        """Whether its far end is on the site's broker."""
+        try:
+            return settings.type == "mqtt" and (settings.url == "local" or self._bus.is_local(address(settings.url)))
+        except BadAddress:
+            return False  # the sink says so
+
     # --- the other gateways ---
 
     def mesh(self, depth: Callable[[], int], needs: Callable[[], Sequence[str]]) -> Mesh:
@@ -207,7 +262,7 @@ class Builder:
         self.offer()
         mesh = Mesh(
             settings,
-            bus=world.bus,
+            bus=self._bus,
             discovery=world.new_discovery(together, settings.broker.listen),
             new_host=lambda: world.new_host(settings.broker, self.data_dir / "broker", self._identity),
             identity=self._identity,
@@ -223,7 +278,29 @@ class Builder:
             log=self._log,
         )
         mesh.services[OFFERING] = offering.run
+        self._fetching = Fetching(
+            mesh.link,
+            Shelf(self.resolve(settings.models_dir)),
+            lambda: [birth.gateway for birth in mesh.presence.peers.alive()],
+            lambda: world.new_worker("models"),
+            world.dice,
+            self._log,
+            allowed=self._identity is not None or settings.control.from_network or not reached_from(settings),
+        )
+        mesh.services["models from peers"] = self._fetching.run
+        self._bus.local = mesh.local
         return mesh
+
+    def belonging(self, steering: Steering, mesh: Mesh) -> tuple[Keeping, Renewing] | None:
+        """To the site, where there is one: its roster, and our certificate."""
+        world, identity, note = self._world, steering.identity, steering.audit.note
+        if identity is None:
+            return None
+        keeping = Keeping(mesh.link, identity, note, lambda: world.new_worker("roster"), world.dice, self._log)
+        keeping.changed += [mesh.refresh_roster, self._bus.leave_revoked]
+        renewing = Renewing(mesh.link, identity, note, lambda: world.new_worker("renewal"), world.clock, self._log)
+        mesh.link.joined += [keeping.joined, renewing.joined]
+        return keeping, renewing
 
     def control(self, steering: Steering, gateway: Steered, mesh: Mesh) -> Control:
         control = Control(
@@ -236,7 +313,16 @@ class Builder:
             log=self._log,
         )
         mesh.link.joined.append(control.joined)
+        neighbours = self._neighbours(steering.identity, mesh)
+        mesh.link.joined.append(neighbours.joined)
+        control.services["control neighbours"] = neighbours.run
         return control
+
+    def _neighbours(self, identity: Identity | None, mesh: Mesh) -> Neighbours:
+        world, file = self._world, NeighboursFile(self._world.new_disk(NEIGHBOURS_PAGES), self.data_dir / NEIGHBOURS)
+        return Neighbours(
+            mesh.link, identity, lambda: self._settings, file, lambda: world.new_worker("neighbours"), world.dice, self._log
+        )
 
     def commands(
         self, steering: Steering, verbs: Mapping[str, Verb], settings: Callable[[], config.Config], mesh: Mesh

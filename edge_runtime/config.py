@@ -34,7 +34,8 @@ class Broker(Section):
     )
     url: str = Field(
         "mqtt://127.0.0.1:1883",
-        description="external: mqtt://[user:password@]host[:port] or mqtts://..., password: also `secret:NAME`; hosted, auto: its port is where ours listens",
+        description="external: mqtt://[user:password@]host[:port] or mqtts://... (password: also `secret:NAME`); hosted, "
+        "auto: its port is where ours listens",
     )
     listen: str = Field(
         "127.0.0.1",
@@ -158,9 +159,7 @@ class Rule(Section):
     raise_after_s: float = Field(0.0, ge=0, description="Raise only when it has lasted this long")
     clear_after_s: float = Field(0.0, ge=0, description="Clear only when it has been over for this long")
     severity: Literal["info", "warning", "critical"] = Field("warning", description="For people and dashboards")
-    writes: list[Write] = Field(
-        default_factory=list, description="Points to write then: once, within their limits, and in the audit log"
-    )
+    writes: list[Write] | None = Field(None, description="Points to write then: once, within their limits, and in the audit log")
 
 
 class Pipeline(Section):
@@ -200,7 +199,7 @@ class MqttSink(Section):
 
     type: Literal["mqtt"] = Field(description="To an MQTT broker")
     url: str = Field(
-        description="mqtt://[user:password@]host[:port] or mqtts://..., password: also `secret:NAME`; `local`: the local broker",
+        description="mqtt://[user:password@]host[:port] or mqtts://..., or `local` for the local broker",
         examples=["mqtt://broker.example:1883"],
     )
     receiver: Name | None = Field(
@@ -306,7 +305,7 @@ class Config(Section):
         "", description="Folder with this gateway's key and certificate (`edge-runtime join`); default: identity in `data_dir`"
     )
     secrets_dir: str = Field(
-        "", description="Folder with the files that `secret:NAME` refers to (`edge-runtime secret`); default: secrets in `data_dir`"
+        "", description="Folder of the files behind `secret:NAME` (`edge-runtime secret`); default: secrets in `data_dir`"
     )
     broker: Broker = Field(default_factory=Broker, description="The local MQTT broker")
     control: Control = Field(default_factory=Control, description="Configuration and commands over the local broker")
@@ -324,6 +323,11 @@ class Config(Section):
 def together(settings: Config) -> Mesh:
     """How it is with the other gateways; nothing of it needs a `mesh` section."""
     return settings.mesh or ALONE
+
+
+def secrets_folder(settings: Config) -> Path:
+    """Relative to the configuration file, as `data_dir` is."""
+    return Path(settings.secrets_dir) if settings.secrets_dir else Path(settings.data_dir) / "secrets"
 
 
 class Loaded(BaseModel):

@@ -22,7 +22,9 @@ from edge_runtime.building import OFFERING, Builder
 from edge_runtime.control.actions import Actions
 from edge_runtime.control.commands import Commands
 from edge_runtime.control.control import Control
+from edge_runtime.control.keeping import Keeping
 from edge_runtime.control.plan import Change, Plan, Wiring
+from edge_runtime.control.renewing import Renewing
 from edge_runtime.control.steering import Steering
 from edge_runtime.control.trial import Part
 from edge_runtime.mesh.mesh import Mesh
@@ -54,6 +56,9 @@ class Gateway:
     """The other gateways, and the connection to the local broker; None: there is no broker."""
     control: Control | None = None
     commands: Commands | None = None
+    keeping: Keeping | None = None
+    """Of the site's roster; None: there is no site."""
+    renewing: Renewing | None = None
     kept: config.Config | None = None
     """While `settings` are on trial: those that may come back. What waits on the disk for their sinks and pipelines stays."""
     successor: config.Config | None = None
@@ -111,6 +116,7 @@ class Gateway:
             if self.steering:
                 self.control = self._builder.control(self.steering, self, self.mesh)
                 self.commands = self._builder.commands(self.steering, verbs(self), lambda: self.settings, self.mesh)
+                self.keeping, self.renewing = self._builder.belonging(self.steering, self.mesh) or (None, None)
         self._build_parts(self.settings.devices, self.settings.pipelines, self.settings.sinks)
 
     def _build_parts(self, devices: Iterable[str], pipelines: Iterable[str], sinks: Iterable[str]) -> None:
@@ -138,6 +144,9 @@ class Gateway:
         if self.control and self.commands:
             for name, service in {**self.control.services, "commands": self.commands.run}.items():
                 self._services.keep(name, service)
+        if self.keeping and self.renewing:
+            self._services.keep("roster", self.keeping.run)
+            self._services.keep("renewal", self.renewing.run)
         self._services.keep("rule actions", self._actions.run)
         self._start_parts(self.sources, self.pipelines, self.deliveries)
         self._log.info("gateway_started", site=self.settings.site, devices=len(self.sources), sinks=len(self.deliveries))

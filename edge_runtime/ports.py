@@ -11,6 +11,7 @@
 | Discovery  | mesh/discovery.py       | testing/discovery.py              |
 | Host       | bus/host.py             | testing/host.py                   |
 | Executor   | inference/offering.py   | testing/executor.py               |
+| Secrets    | board/secrets.py        | world.NoSecrets                   |
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class EdgeError(Exception):
         return f"{self.cause} ({self.hint})" if self.hint else self.cause
 
 
-# --- time, chance, threads -------------------------------------------------------------------------------------------
+# --- time, chance, threads, secrets ----------------------------------------------------------------------------------
 
 
 class Clock(Protocol):
@@ -82,6 +83,18 @@ class Worker(Protocol):
         ...
 
 
+class SecretError(EdgeError):
+    """A secret is in none of its places, or where others could read it. Its words never hold the secret."""
+
+
+class Secrets(Protocol):
+    """What configurations call `secret:NAME`."""
+
+    def get(self, name: str) -> str:
+        """What it is now: asked for in the moment in which it is used, and kept by nobody. Raises SecretError."""
+        ...
+
+
 # --- MQTT ------------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +115,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     clean: bool = True
     username: str = ""
     password: str = ""
+    """Or `secret:NAME`: the bus of a gateway asks for it when it connects."""
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
@@ -112,6 +126,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     """A broker of our own site: `ca_file` is the site's CA, and the broker must show a gateway's certificate of it, for whatever
     host name and time. False: as anybody's broker, by its host name."""
     keepalive_s: int = 5
+
+    def __repr__(self) -> str:
+        return f"Address({self.host}:{self.port}, client_id={self.client_id!r}, username={self.username!r})"
 
 
 class Will(msgspec.Struct, frozen=True):

@@ -7,26 +7,35 @@
 | restart  | part: "device press", ...       | stops and starts one part; "everything" builds all of it anew             |
 | drain    | limit_s, resume                 | takes no more tasks, and tells when everything is delivered               |
 | rollback |                                 | the last good configuration goes on trial                                 |
+| bundle   |                                 | writes a support bundle beside its data, and says where                   |
+| history  | layer                           | its newest configurations; or the document of a layer that is in force    |
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from edge_runtime import config
 from edge_runtime.control.commands import Asked, Done, Verb
 from edge_runtime.control.control import Control
+from edge_runtime.control.layers import FILE
+from edge_runtime.control.steering import Steering
 from edge_runtime.document import closest
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.sources.supervisor import Source
+from edge_runtime.world import World
 
 DRAIN_S_MAX = 300.0
 DRAIN_S = 30.0
 """Where the command does not say."""
+
+IN_FORCE_BYTES_MAX = 100_000
+"""Of a document in a reply, in which each quotation mark takes two bytes and more."""
 
 KINDS = ("device", "pipeline", "sink")
 
@@ -35,6 +44,9 @@ class Gateway(Protocol):
     """gateway.Gateway, as far as it is commanded."""
 
     settings: config.Config
+    folder: Path
+    world: World
+    steering: Steering | None
     sources: dict[str, Source]
     pipelines: dict[str, Pipeline]
     deliveries: dict[str, Delivery]
@@ -57,6 +69,8 @@ def verbs(gateway: Gateway) -> dict[str, Verb]:
         "restart": of(_restart, lambda args: str(args.get("part", "?"))),
         "drain": of(_drain, lambda _: "gateway"),
         "rollback": of(_rollback, lambda _: "configuration"),
+        "bundle": of(_bundle, lambda _: "gateway"),
+        "history": of(_history, lambda _: "configuration"),
     }
 
 
@@ -142,6 +156,48 @@ async def _rollback(gateway: Gateway, asked: Asked) -> Done:
     if gateway.control is None:
         return _refused("this gateway is not steered", "run it with `edge-runtime run`")
     return Done(outcome="done", result={"does": await gateway.control.rollback(asked.by)})
+
+
+async def _bundle(gateway: Gateway, asked: Asked) -> Done:
+    """In a thread of its own: it reads files for a second or two."""
+    if wrong := _unknown(asked):
+        return wrong
+    if gateway.steering is None:
+        return _refused("this gateway is not steered", "run it with `edge-runtime run`")
+    from edge_runtime.support import making  # megabytes that others need not pay
+    from edge_runtime.support.looking import Looking
+
+    world, book = gateway.world, gateway.steering.book
+    file = book.base.get(FILE)
+    text = file.payload.decode(errors="replace") if file else None
+    table = gateway.mesh.presence.peers.explain(world.clock.mono_ns()) if gateway.mesh else None
+
+    def make() -> making.Made:
+        looking = Looking(text, "the file that it runs with", gateway.folder, world.adapters, world.clock, world.secrets)
+        return making.make(looking, world.clock, making.next_of(looking.data_dir), {"mesh.json": lambda: table})
+
+    worker = world.new_worker("bundle")
+    try:
+        made = await worker.run(make)
+    finally:
+        worker.abandon()
+    missing = {part["name"]: part["missing"] for part in made.parts if "missing" in part}
+    return Done(
+        outcome="done", result={"path": made.path, "size_bytes": made.size_bytes, "sha256": made.sha256, "missing": missing}
+    )
+
+
+async def _history(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked, "layer"):
+        return wrong
+    if gateway.control is None:
+        return _refused("this gateway is not steered", "run it with `edge-runtime run`")
+    if "layer" not in asked.args:
+        return Done(outcome="done", result={"history": await gateway.control.history()})
+    payload = gateway.control.in_force(str(asked.args["layer"]))
+    if payload is not None and len(payload) > IN_FORCE_BYTES_MAX:
+        return _refused(f"the document has {len(payload)} bytes", "look at `config/desired` of the layer")
+    return Done(outcome="done", result={"document": payload.decode() if payload is not None else None})
 
 
 def _unknown(asked: Asked, *known: str) -> Done | None:

@@ -11,7 +11,21 @@ from edge_runtime import config
 from edge_runtime.adapter import Adapter
 from edge_runtime.inference.model import Model, open_model
 from edge_runtime.mesh.discovery import NoDiscovery
-from edge_runtime.ports import Address, Bus, Clock, Dice, Discovery, Disk, Endpoint, Host, Sink, Vitals, Worker
+from edge_runtime.ports import (
+    Address,
+    Bus,
+    Clock,
+    Dice,
+    Discovery,
+    Disk,
+    Endpoint,
+    Host,
+    SecretError,
+    Secrets,
+    Sink,
+    Vitals,
+    Worker,
+)
 from edge_runtime.trust.identity import Identity
 
 if TYPE_CHECKING:
@@ -21,12 +35,19 @@ if TYPE_CHECKING:
 class MakeSink(Protocol):
     def __call__(
         self, name: str, settings: config.AnySink, *, site: str, gateway: str, bus: Bus, new_worker: Callable[[], Worker],
-        local: Callable[[], Address] | None, resolve: Callable[[str], Path],
+        local: Callable[[], Address] | None, resolve: Callable[[str], Path], identity: Identity | None = None,
     ) -> Sink: ...  # fmt: skip
 
 
 OpenModel = Callable[..., Awaitable[Model]]
 """inference.model.open_model, or one like it."""
+
+
+class NoSecrets:
+    """ports.Secrets where there are none."""
+
+    def get(self, name: str) -> str:
+        raise SecretError(f"secret {name} is not here", "this gateway was given no secrets")
 
 
 @dataclass(frozen=True)
@@ -54,5 +75,7 @@ class World:
     """Reads how the machine is, on a worker; the folder is the one whose disk counts."""
     use_log: Callable[[config.Log], None] = lambda _: None
     """From now on the log is as these settings say."""
+    secrets: Callable[[Path], Secrets] = lambda _: NoSecrets()
+    """Those of a folder, and of what else the machine keeps them in."""
     systemd: Systemd | None = None
     """Who wants to be told that we have started, and live."""

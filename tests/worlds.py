@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ class Site:
         self.models = FakeModels(points=("a", "b"))
         self.far_ends: dict[str, FakeReceiver] = {}
         self.log: list[dict[str, Any]] = []
+        self.log_level = logging.INFO
         self.lives = 0
         self.clock = VirtualClock(loop)
         self.lan = Lan(loop)
@@ -105,7 +107,9 @@ class Site:
             new_disk=lambda pages: self.new_disk(pages),
             make_sink=make_sink,
             new_host=lambda broker, folder, _: self.new_host(broker, folder),
-            log=structlog.wrap_logger(None, processors=[self._note]),
+            log=structlog.wrap_logger(
+                None, processors=[self._note], wrapper_class=structlog.make_filtering_bound_logger(self.log_level)
+            ),
             open_model=self.models.open,
         )
 

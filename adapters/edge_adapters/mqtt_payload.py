@@ -40,7 +40,10 @@ OptionalPath = Annotated[str, AfterValidator(lambda text: text and _path(text))]
 class Options(adapter.Options):
     """How to reach the broker, and which messages are samples of this device."""
 
-    url: str = Field(description="mqtt://[user:password@]host[:port], mqtts:// for TLS", examples=["mqtt://127.0.0.1:1883"])
+    url: str = Field(
+        description="mqtt://[user:password@]host[:port], mqtts:// for TLS; `local`: the gateway's local broker",
+        examples=["mqtt://127.0.0.1:1883"],
+    )
     topics: tuple[Filter, ...] = Field(
         min_length=1,
         description="Topic filters (+ and # as usual). Each message on them is one sample of the device: "
@@ -89,7 +92,7 @@ class Options(adapter.Options):
             return str(resolve(file)) if file else ""
 
         return adapter.address(
-            self.url,
+            "mqtt://local" if self.url == "local" else self.url,
             client_id=self.client_id,
             clean=self.clean_session,
             keepalive_s=self.keepalive_s,

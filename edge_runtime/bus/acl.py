@@ -17,16 +17,40 @@ from collections.abc import Iterator
 from edge_runtime.bus import topics
 from edge_runtime.trust.roster import Member, Roster, certificate_name
 
-_NAMED = ("task", "reply", "receipt")
+_NAMED = ("task", "reply", "receipt", "fetch", "chunk")
 """What one sends to another, with its own name at the end."""
-_OWN = ("status", "load", "config/reported", "cmd/+/reply", "data/+", "result/+", "event/+", "gap/+", "batch/+", "hello/+")
+_OWN = (
+    "status", "load", "config/reported", "cmd/+/reply", "data/+", "result/+", "event/+", "gap/+", "batch/+", "hello/+",
+    "renewal/request",
+)  # fmt: skip
 """What a gateway says of itself. Not: its own tasks, replies and receipts, which others send it; commands to it."""
+_NOT_FOR_RECEIVERS = (
+    "task/#",
+    "reply/#",
+    "fetch/#",
+    "chunk/#",
+    "config/#",
+    "cmd/#",
+    "data/#",
+    "result/#",
+    "event/#",
+    "gap/#",
+    "renewal/#",
+)
+"""Of each gateway: all that a receiver need not read. It reads batches, hellos, and where the broker is."""
+DEVICES = "device"
+"""Below it stand the topics of equipment: device/{name}/#."""
 
 
-def acl(site: str, roster: Roster | None) -> str:
-    """The text of the file. Names are of the form that `trust` lets in: none has a wildcard, a space or a line end."""
+def acl(site: str, roster: Roster | None, host: str) -> str:
+    """The text of the file. `host`: the gateway whose broker it is; where that is, it alone may say. Names are of the form that
+    `trust` lets in: none has a wildcard, a space or a line end."""
     lines = ["# Written at every start and with every new roster: changes are lost.", "", *_everybody(site)]
-    for member in () if roster is None else roster.members:
+    members = () if roster is None else roster.members
+    for each in (member.name for member in members if member.role == "device"):
+        lines.append(f"pattern read {each}/#")  # the whole site may: a line for each of it would be members x devices
+    lines += ["", f"user {host}", f"topic write {topics.brokers(site)}"]
+    for member in members:
         lines += ["", f"user {certificate_name(member.name, member.role)}", *_of(member, site)]
     return "\n".join(lines) + "\n"
 
@@ -43,18 +67,39 @@ def _everybody(site: str) -> Iterator[str]:
 
 
 def _of(member: Member, site: str) -> Iterator[str]:
-    if member.role != "gateway":  # its name in certificates is person:{name}; as a receiver it is {name}
+    if member.role == "device":
+        yield from _of_device(member)
+        return
+    if member.role != "gateway":  # its name in certificates is person:{name} or receiver:{name}; as a receiver it is {name}
         yield f"topic write {topics.gateway(site, '+', 'receipt', member.name)}"
-    if member.role == "viewer":  # what the patterns let everybody do in its own name
+    if member.role in ("viewer", "receiver"):  # what the patterns let everybody do in its own name
         who = certificate_name(member.name, member.role)
         yield f"topic deny {topics.gateway(site, who, '#')}"
         for each in _NAMED:
             yield f"topic deny {topics.gateway(site, '+', each, who)}"
+    if member.role == "receiver":
+        for each in _NOT_FOR_RECEIVERS:
+            yield f"topic deny {topics.gateway(site, '+', each)}"
+        yield f"topic deny {topics.desired(site, 'group/+')}"
+        yield f"topic deny {topics.why(site, '#')}"
+        return
+    yield f"topic read {DEVICES}/#"
     if member.role in ("operator", "engineer"):
         yield f"topic write {topics.gateway(site, '+', 'cmd', '+')}"
+    if member.role == "engineer":
+        yield f"topic write {topics.gateway(site, '+', 'renewal', 'answer')}"
     if member.role in ("gateway", "engineer"):  # gateways: again what engineers have signed; a broker that moves is empty
         yield f"topic write {topics.desired(site, 'gw/+')}"
         yield f"topic write {topics.desired(site, 'group/+')}"
     if member.role == "gateway":
-        yield f"topic write {topics.brokers(site)}"
+        yield f"topic write {topics.gateway(site, '+', 'config', 'kept')}"
+        yield f"topic write {topics.other_broker(site, member.name)}"
         yield f"topic write {topics.why_answer(site, '+')}"
+        yield f"topic write {DEVICES}/#"  # what an adapter says to equipment
+
+
+def _of_device(member: Member) -> Iterator[str]:
+    """Nothing of ours. Equipment whose topics are what its maker has chosen gets the name that they begin with."""
+    yield f"topic deny {topics.ROOT}/#"
+    yield f"topic readwrite {DEVICES}/{member.name}/#"
+    yield f"topic readwrite {member.name}/#"

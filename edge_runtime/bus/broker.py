@@ -95,6 +95,8 @@ class PahoConnection:
             self._early_hint = "is it an MQTT 3.1.1 broker, and our certificate one that it takes, not revoked?"
         self._generation = generation
         self._line = line
+        self.peer_serial = line.peer_serial
+        """Of the broker's certificate; "": it has shown none."""
         self._lost: BrokerError | None = None
         self._session_present = False
         self._connack: asyncio.Future[None] = self._loop.create_future()

@@ -178,10 +178,13 @@ def pack(message: Desired | Reported | Command | CommandReply) -> bytes:
     return payload
 
 
-def desired(payload: bytes, target: str) -> Desired:
-    """`target`: of the topic that it came on ("": it was taken once, and is read again); it stands in what is returned. Raises
+def desired(payload: bytes, target: str, *, named: bool = False) -> Desired:
+    """`target`: of the topic that it came on ("": it was taken once, and is read again); it stands in what is returned. `named`:
+    it must say by itself for whom it is (where it is signed: else whoever has it could say it to another one). Raises
     BadMessage."""
     message = _strict(payload, Desired)
+    if named and not message.target:
+        raise BadMessage("desired: $.target: a signed document says for whom it is", f'"target": "{target}"')
     if (message.config is None) == (message.patch is None):
         hint = "`config` is a whole configuration, `patch` changes what is there: see docs/configuration-over-mqtt.md"
         raise BadMessage("desired: give exactly one of config and patch", hint)
@@ -193,9 +196,12 @@ def desired(payload: bytes, target: str) -> Desired:
     return msgspec.structs.replace(message, target=target or message.target)
 
 
-def command(payload: bytes, target: str, verb: str) -> Command:
-    """`target` and `verb`: of the topic that it came on; they stand in what is returned. Raises BadMessage."""
+def command(payload: bytes, target: str, verb: str, *, named: bool = False) -> Command:
+    """`target` and `verb`: of the topic that it came on; they stand in what is returned. `named`: it must say them by itself, as
+    in `desired`. Raises BadMessage."""
     message = _strict(payload, Command)
+    if named and not (message.target and message.verb):
+        raise BadMessage("command: a signed command says for whom it is, and what to do", "give `target` and `verb`")
     if message.target not in ("", target):
         raise BadMessage(f"command: $.target: it is for {message.target} and came to {target}", "publish it on its own topic")
     if message.verb not in ("", verb):

@@ -44,6 +44,10 @@ INFLIGHT_MAX = 100
 MESSAGE_BYTES_MAX = 17 * 2**20
 """A batch (messages.BATCH_BYTES_MAX) and its topic. iotcore's own default is 20 KiB: it closes the connection beyond it."""
 
+QUEUED_BYTES_MAX = 64 * 2**20
+"""Of QoS 1 that waits for one client, beside `queued_messages_max`: those may be large. Whoever publishes faster than others
+read would fill the memory."""
+
 LOOK_S = 1.0
 """How often the roster, our certificate and the log are looked at."""
 
@@ -58,6 +62,7 @@ persistence_location {folder}/
 autosave_interval 1
 persistent_client_expiration 30d
 max_queued_messages {queued}
+max_queued_bytes {queued_bytes}
 max_inflight_messages {inflight}
 message_size_limit {size}
 set_tcp_nodelay true
@@ -229,6 +234,7 @@ class BrokerHost:
             access=access,
             folder=self._folder.resolve(),
             queued=self._settings.queued_messages_max,
+            queued_bytes=QUEUED_BYTES_MAX,
             inflight=INFLIGHT_MAX,
             size=MESSAGE_BYTES_MAX,
         )
@@ -240,7 +246,7 @@ class BrokerHost:
             state, who = self._state(), self._dress.identity
             try:
                 (self._folder / "crl.pem").write_text(who.roster.crl)
-                (self._folder / "acl").write_text(acl(who.site, who.roster))
+                (self._folder / "acl").write_text(acl(who.site, who.roster, who.name))
             except OSError as error:
                 raise BrokerError(f"{error.filename}: cannot be written: {error.strerror}", "is the disk full?") from None
             self._applied = state

@@ -16,7 +16,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -113,17 +113,21 @@ Packable = Batch | Hello | ReceiptMessage | Failure
 M = TypeVar("M", Batch, Hello, ReceiptMessage)
 
 
-def pack(message: Packable) -> bytes:
-    """JSON, gzip-compressed where it pays."""
-    plain = msgspec.json.encode(message)
+def _as_it_is(document: bytes) -> bytes:
+    return document
+
+
+def pack(message: Packable, sign: Callable[[bytes], bytes] = _as_it_is) -> bytes:
+    """JSON, gzip-compressed where it pays. `sign` makes a signed document of it; raises what that raises."""
+    plain = sign(msgspec.json.encode(message))
     return gzip.compress(plain, compresslevel=1, mtime=0) if len(plain) >= COMPRESS_FROM_BYTES else plain
 
 
-def unpack(payload: bytes, kind: type[M]) -> M:
-    """Raises BadMessage, naming what is wrong and where."""
+def unpack(payload: bytes, kind: type[M], opened: Callable[[bytes], bytes] = _as_it_is) -> M:
+    """Raises BadMessage, naming what is wrong and where. `opened`: of a signed document what was signed; it may raise, too."""
     what = kind.__name__.lower()
     try:
-        message = msgspec.json.decode(inflate(payload).decode(), type=kind)
+        message = msgspec.json.decode(opened(inflate(payload)).decode(), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadMessage(f"{what}: {error}", "see docs/receiver.md for the format") from None
     if message.v != VERSION:

@@ -72,6 +72,12 @@ def check_gateway(where: str, sock: ssl.SSLSocket) -> None:
         )
 
 
+def serial(sock: object) -> str:
+    """Of the certificate that the other side has shown, in hex as in a roster; "": it has shown none."""
+    shown = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+    return f"{int(str(shown['serialNumber']), 16):x}" if shown and "serialNumber" in shown else ""
+
+
 def describe(error: OSError) -> str:
     """In words."""
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -13,13 +13,23 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("gw/{gateway}/load", "QoS 0", "Heartbeat: what waits, how long windows take, temperature, power (JSON)"),
     ("gw/{to}/task/{from}", "QoS 0", "A window for a peer's model, or the end of interest in it (binary)"),
     ("gw/{to}/reply/{from}", "QoS 0", "The answer: result, or refusal with the reason (binary)"),
+    ("gw/{to}/fetch/{from}", "QoS 1", "Asks for a part of a file of a model (binary)"),
+    ("gw/{to}/chunk/{from}", "QoS 1", "That part, at most 60 KiB, or why there is none (binary)"),
     ("brokers", "QoS 1, retained", "Where the site's broker is, and every place where it may be (JSON)"),
+    ("brokers/{gateway}", "QoS 1", "Another gateway says that it hosts a broker, too, and where: it outranks this one (JSON)"),
     ("gw/{gateway}/config/desired", "QoS 1, retained", "What a person wants of one gateway: a configuration, or a patch (JSON)"),
     ("group/{group}/config/desired", "QoS 1, retained", "The same for a group; every gateway is in the group `default` (JSON)"),
     ("gw/{gateway}/config/reported", "QoS 1, retained", "What became of it: state, errors, the configuration as it is (JSON)"),
+    (
+        "gw/{gateway}/config/kept",
+        "QoS 1, retained",
+        "The last report of a gateway, as another one keeps it for who replaces it (JSON)",
+    ),
     ("gw/{gateway}/cmd/{verb}", "QoS 1", "A command: write a point, reload a model, drain, ... (JSON)"),
     ("gw/{gateway}/cmd/{verb}/reply", "QoS 1", "What became of it (JSON)"),
     ("roster", "QoS 1, retained", "Who belongs to the site, and who does no more; signed by its authority (JSON)"),
+    ("gw/{gateway}/renewal/request", "QoS 1, retained", "Its certificate should be renewed soon: a request, signed (JSON)"),
+    ("gw/{gateway}/renewal/answer", "QoS 1, retained", "The renewed certificate, signed by the site's authority (JSON)"),
     ("why/{result}", "QoS 0", "Why was the window of this result computed where it was? Anybody may ask (JSON)"),
     ("why/{result}/answer", "QoS 0", "The gateway that decided it tells: reasons, estimates, what became of it (JSON)"),
     ("gw/{gateway}/data/{pipeline}", "QoS 1", "A forwarded sample: values by point (JSON); to the broker only"),
@@ -45,6 +55,11 @@ def gateway(site: str, name: str, *rest: str) -> str:
 def brokers(site: str) -> str:
     """edge/s/brokers"""
     return "/".join((ROOT, site, "brokers"))
+
+
+def other_broker(site: str, name: str) -> str:
+    """edge/s/brokers/g; other_broker("s", "+") of all gateways"""
+    return "/".join((brokers(site), name))
 
 
 def why(site: str, result: str) -> str:

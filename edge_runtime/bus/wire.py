@@ -40,6 +40,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self.peer_serial = tls.serial(sock)
+        """Of the broker's certificate; "": it has shown none."""
         self._in = b""
         self._at = 0
         self._out = bytearray()

@@ -10,10 +10,27 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-VERBS = ("run", "demo", "check", "config", "adapters", "models", "outbox", "mesh", "receive", "site", "join", "audit")
-"""Each is the module edge_runtime.cli.{verb}; in the order in which --help shows them."""
+VERBS = (
+    "run",
+    "demo",
+    "check",
+    "config",
+    "adapters",
+    "models",
+    "outbox",
+    "mesh",
+    "receive",
+    "site",
+    "join",
+    "gateway",
+    "audit",
+    "secret",
+    "support-bundle",
+    "command",
+)
+"""Each is the module edge_runtime.cli.{verb} (- is _ there); in the order in which --help shows them."""
 
 INTERRUPTED = 130
 
@@ -60,8 +77,12 @@ def _run(words: Sequence[str]) -> int:
 def _spelled(words: Sequence[str]) -> list[str]:
     if not words or words[0] not in VERBS:
         return list(words)
-    spelled = getattr(importlib.import_module(f"edge_runtime.cli.{words[0]}"), "spelled", list)
+    spelled = getattr(_module(words[0]), "spelled", list)
     return [words[0], *spelled(words[1:])]
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"edge_runtime.cli.{verb.replace('-', '_')}")
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -73,7 +94,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
     for name in words[:1] if words and words[0] in VERBS else VERBS:
-        verb = cast(Verb, importlib.import_module(f"edge_runtime.cli.{name}"))
+        verb = cast(Verb, _module(name))
         sub = verbs.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY)
         verb.arguments(sub)
         sub.set_defaults(run=verb.run)

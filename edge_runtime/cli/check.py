@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     """0: valid; 1: it is not."""
     from edge_runtime import config
     from edge_runtime.cli import terminal
+    from edge_runtime.control.origin import said_by
+    from edge_runtime.control.redaction import hushed
     from edge_runtime.sources.registry import Registry
 
     registry = Registry()
@@ -33,21 +35,31 @@ def run(args: argparse.Namespace) -> int:
         valid = _load(args.file, registry)
         _check_models(valid, args.file, registry)
     except config.ConfigError as error:
+        problems = hushed(error.problems, {} if str(args.file) == "-" else said_by(_text(args.file)), registry)
         if args.json:
-            terminal.emit_json({"valid": False, "problems": [dataclasses.asdict(problem) for problem in error.problems]})
+            terminal.emit_json({"valid": False, "problems": [dataclasses.asdict(problem) for problem in problems]})
         else:
-            count = len(error.problems)
-            print(f"{error.cause}\n{count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+            count = len(problems)
+            print("\n".join([*map(str, problems), f"{count} problem{'s' if count > 1 else ''}"]), file=sys.stderr)
         return 1
     plan = _plan(valid, registry) if args.plan else {}
     if args.json:
-        terminal.emit_json({"valid": True, "problems": [], "notices": _notices(valid), "plan": plan})
+        terminal.emit_json({"valid": True, "problems": [], "notices": _notices(valid, args.file), "plan": plan})
     else:
-        _show(valid)
+        _show(valid, args.file)
         for device, rows in plan.items():
             columns = tuple(dict.fromkeys(column for row in rows for column in row)) or ("nothing to plan",)
             terminal.table(columns, [[row.get(column) for column in columns] for row in rows], f"\nplan of {device}")
     return 0
+
+
+def _text(file: Path) -> str | None:
+    from edge_runtime import config
+
+    try:
+        return config.text_of(file)
+    except config.ConfigError:
+        return None
 
 
 def _load(file: Path, registry: Registry) -> Config:
@@ -103,7 +115,7 @@ def _plan(config: Config, registry: Registry) -> dict[str, list[dict[str, object
     return plan
 
 
-def _show(config: Config) -> None:
+def _show(config: Config, file: Path) -> None:
     from edge_runtime.cli import terminal
     from edge_runtime.config import reach
 
@@ -119,7 +131,7 @@ def _show(config: Config) -> None:
         terminal.table(("sink", "type", "reach", "delivery", "lanes"), sinks, "\nsinks")
     if config.broker.mode != "none":
         print(f"\nsite\n{_site(config)}")
-    for notice in _notices(config):
+    for notice in _notices(config, file):
         print(f"\nnotice: {notice}")
 
 
@@ -139,8 +151,29 @@ def _site(config: Config) -> str:
     return f"broker  {broker.mode}: {where}\nmesh    others: {found}{peers}; computes for them: {offers}"
 
 
-def _notices(config: Config) -> list[str]:
-    return [*_stays_here(config), *_who_gets_in(config)]
+def _notices(config: Config, file: Path) -> list[str]:
+    return [*_stays_here(config), *_who_gets_in(config), *_secrets(config, file)]
+
+
+def _secrets(config: Config, file: Path) -> list[str]:
+    """That are asked for and not here: no error, for it is another machine that runs it; and where nobody would ask."""
+    from edge_runtime import document, references
+    from edge_runtime.board.secrets import SystemSecrets
+    from edge_runtime.config import secrets_folder
+    from edge_runtime.ports import SecretError
+
+    folder = Path() if str(file) == "-" else file.resolve().parent
+    secrets, notices = SystemSecrets(folder / secrets_folder(config)), []
+    for path, name in references.found(config.model_dump(mode="json")):
+        where = document.dotted(path)
+        if not references.taken_at(path):
+            notices.append(f"{where}: secret:{name} is not understood here: it is taken as it stands")
+            continue
+        try:
+            secrets.get(name)
+        except SecretError as error:
+            notices.append(f"{where}: {error.cause} ({error.hint}); the machine that runs this needs it")
+    return notices
 
 
 def _who_gets_in(config: Config) -> list[str]:

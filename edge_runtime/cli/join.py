@@ -81,28 +81,47 @@ def _place(args: argparse.Namespace) -> Place:
 
 
 def _hand_over(folder: Path) -> None:
-    """What root writes here belongs to whom the folder around it belongs: `sudo edge-runtime join` is for the gateway's user."""
-    if os.geteuid() != 0 or not folder.parent.exists():
+    """What root writes here belongs to whom the folder around it belongs: `sudo edge-runtime join` is for the gateway's user. He
+    may have put links there: none is followed. Raises EdgeError."""
+    from edge_runtime.ports import EdgeError
+
+    if os.geteuid() != 0 or not folder.parent.is_dir():
         return
     owner = folder.parent.stat()
     for each in (folder, folder.with_name(f"{folder.name}.joining")):
-        for path in (each, *each.glob("*")) if each.is_dir() else ():
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        if not each.exists():
+            continue
+        try:
+            opened = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                os.fchown(opened, owner.st_uid, owner.st_gid)
+                for name in os.listdir(opened):  # noqa: PTH208 - of what is open, not of what has this name by now
+                    os.chown(name, owner.st_uid, owner.st_gid, dir_fd=opened, follow_symlinks=False)
+            finally:
+                os.close(opened)
+        except OSError as error:
+            cause = f"{each}: cannot be given to the user of {folder.parent}: {error.strerror}"
+            raise EdgeError(cause, "the gateway must be able to read it: chown -R USER FOLDER") from None
 
 
 # --- with a token ----------------------------------------------------------------------------------------------------
 
 
 def _token(args: argparse.Namespace, place: Place) -> int:
+    return _show(with_token(args.token, place), args)
+
+
+def with_token(text: str, place: Place) -> Identity:
+    """`text` "-": from standard input. Raises EdgeError."""
     from edge_runtime.trust import certificates, token
     from edge_runtime.trust.identity import Identity
 
-    read = token.read(sys.stdin.read(_TOKEN_BYTES_MAX) if args.token == "-" else args.token)
+    read = token.read(sys.stdin.read(_TOKEN_BYTES_MAX) if text == "-" else text)
     _check_names(place, read.site, read.gateway)
     identity = _ours(place, read.site, read.gateway, read.ca)
     key = identity.key if identity else Identity.begin(place.folder)
     csr = certificates.request(key, read.gateway).decode()
-    return _show(asyncio.run(_join(read, csr, place, identity)), args)
+    return asyncio.run(_join(read, csr, place, identity))
 
 
 async def _join(token: Token, csr: str, place: Place, identity: Identity | None) -> Identity:

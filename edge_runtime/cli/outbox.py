@@ -1,11 +1,11 @@
-"""edge-runtime outbox: what is on disk and not yet delivered. Looks only; works while the gateway runs."""
+"""edge-runtime outbox: what is on disk and not yet delivered. Looks only; works while a gateway runs (`import` does neither)."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edge_runtime.cli.outbox_look import LaneLook, Look
     from edge_runtime.records import Lane, Record
 
-SUMMARY = "show what waits in an outbox, or export its records"
+SUMMARY = "show what waits in an outbox, export its records, or take in that of a dead gateway"
 
 _LANES = ("gap", "event", "result", "sample")
 _CLASSES = ("gateway", "site", "cloud")
@@ -21,10 +21,11 @@ COLUMNS = ("epoch", "lane", "seq", "source", "boot", "mono_ns", "wall_ns", "sync
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "edge-runtime outbox [-h] [--json] FILE [export [-h] ...]"  # argparse would show `export` as a must
+    # argparse would show `export` as a must
+    parser.usage = "edge-runtime outbox [-h] [--json] FILE [export [-h] ...] | edge-runtime outbox import OLD.db --into CONFIG"
     parser.add_argument("file", type=Path, metavar="FILE", help="the outbox's file: outbox.db in the gateway's data_dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    verbs = parser.add_subparsers(metavar="export", dest="what")
+    verbs = parser.add_subparsers(metavar="export, import", dest="what")
     export = verbs.add_parser("export", help="its records as rows, each with its id; nothing is taken out of the outbox")
     export.add_argument("--format", choices=("csv", "jsonl"), default="jsonl", help="CSV, or JSON lines (default)")
     export.add_argument("--lane", choices=_LANES, action="append", help="only this kind; may be given more than once")
@@ -32,6 +33,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--privacy", choices=_CLASSES, action="append", help="only of pipelines of this class; may be given more than once"
     )
     export.add_argument("--output", type=Path, metavar="FILE", help="write here instead of to standard output")
+    taking = verbs.add_parser(
+        "import", prog="edge-runtime outbox import", help="takes in the outbox of a gateway that is dead: no loss, nothing twice"
+    )
+    taking.add_argument("old", type=Path, metavar="OLD.db", help="outbox.db of the old gateway's data_dir; it is not changed")
+    taking.add_argument(
+        "--into",
+        type=Path,
+        required=True,
+        metavar="CONFIG",
+        help="configuration of the gateway that took its name, or its outbox.db",
+    )
+    taking.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """`import OLD.db`, which looks into no file, stands where a FILE does."""
+    return ["import", *words] if list(words[:1]) == ["import"] else list(words)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.ports import EdgeError
     from edge_runtime.records import LANES
 
+    if args.what == "import":
+        from edge_runtime.cli import outbox_import
+
+        return outbox_import.run(args)
     if not importlib.util.find_spec("sqlite_utils"):
         raise EdgeError("`edge-runtime outbox` needs sqlite-utils", "pip install 'edge-runtime[cli]'")
     if args.what == "export":

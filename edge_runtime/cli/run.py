@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0: stopped cleanly."""
     import asyncio
+    import os
     import sys
 
     from edge_runtime import config
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise unreadable
     log = logger(early.log)
     sys.excepthook = lambda _kind, error, _trace: log.critical("gateway_failed", exc_info=error)
+    os.umask(0o077)  # the outbox holds values, the book configurations: nobody else on this machine reads what we write
+    make_private(data_dir, folder)
     with locked(data_dir):
         if unreadable:
             log.error("configuration_unreadable", cause=unreadable.cause, hint=unreadable.hint)
@@ -82,6 +85,7 @@ def real_world(registry: Any, log: Any) -> World:
     from importlib.metadata import version
 
     from edge_runtime.board import systemd
+    from edge_runtime.board.secrets import SystemSecrets
     from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
     from edge_runtime.board.vitals import SystemVitals
     from edge_runtime.bus.broker import PahoBus
@@ -107,6 +111,7 @@ def real_world(registry: Any, log: Any) -> World:
         new_discovery=lambda mesh, listen: discovery.make(mesh, listen, log),
         reachable=discovery.reachable,
         vitals=lambda folder: SystemVitals(folder).read,
+        secrets=SystemSecrets,
         systemd=systemd.found(),
     )
 
@@ -146,13 +151,18 @@ def logger(settings: Log) -> Any:
             _tell_exception,
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        wrapper_class=_with_level_of_the_moment(structlog.make_filtering_bound_logger(logging.DEBUG)),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     log = structlog.get_logger()
     logging.lastResort = _Libraries(log)
     return log
+
+
+def _with_level_of_the_moment(kind: type[Any]) -> type[Any]:
+    """So that who would have to do a lot for a debug line can ask before whether anybody reads it."""
+    return type("Log", (kind,), {"is_enabled_for": lambda _, level: level >= _Level.least})
 
 
 def _tell_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -179,6 +189,25 @@ class _Libraries(logging.Handler):
         says = str(record.msg).partition("\n")[0]  # without its arguments
         error = record.exc_info[1] if record.exc_info else None
         self._log.warning("library_says", library=record.name, says=says, exc_info=error)
+
+
+def make_private(data_dir: Path, folder: Path) -> None:
+    """Nobody else may enter it, or read a database in it: also where an earlier version, or somebody, made them. A `data_dir` in
+    which the configuration itself lies (`folder`) is not ours alone. Raises EdgeError."""
+    import os
+
+    from edge_runtime.ports import EdgeError
+
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if data_dir.stat().st_uid != os.geteuid():
+            return
+        for path in data_dir.glob("*.db*"):
+            path.chmod(0o600)
+        if not folder.is_relative_to(data_dir.resolve()):
+            data_dir.chmod(0o700)
+    except OSError as error:
+        raise EdgeError(f"{data_dir}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
 
 
 class locked:  # noqa: N801 - used like a function

@@ -285,6 +285,11 @@ def row_from(values: Sequence[Any]) -> Row:
         raise Broken(n, NAME, f"entry {n} was edited: {error}") from None
 
 
+def newest(database: Database) -> Head:
+    """The newest entry of a log that somebody else writes."""
+    return _head(database)
+
+
 def rows_from(database: Database, n: int, limit: int) -> list[Row]:
     """Entries from n on, in order."""
     return [*map(row_from, database.execute(f"SELECT {_COLUMNS} FROM entries WHERE n >= ? ORDER BY n LIMIT ?", (n, limit)))]

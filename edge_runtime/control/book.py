@@ -29,6 +29,7 @@ from edge_runtime.ports import Clock, Database, Disk, Worker
 
 T = TypeVar("T")
 
+EXPIRED = "the command has expired"
 TEXT_BYTES_MAX = 4 * 2**20
 """Of an effective configuration, and of a document."""
 
@@ -86,9 +87,25 @@ class Book:
         return {document.layer: document for document in self._book.pages.documents.values()}
 
     @property
+    def said(self) -> Mapping[str, LayerDocument]:
+        """Of the layers those that came over MQTT."""
+        return {name: each for name, each in self.layers.items() if name != FILE}
+
+    @property
+    def newest(self) -> LayerDocument | None:
+        """Of those."""
+        return max(self.said.values(), key=lambda each: each.serial, default=None)
+
+    @property
     def base(self) -> Mapping[str, LayerDocument]:
         """By layer what the next change builds on: the documents of the configuration on trial, else of the active one."""
         one = self.on_trial or self.active
+        return {each.layer: each for serial in (one.made_of if one else ()) if (each := self._book.pages.documents[serial])}
+
+    @property
+    def before(self) -> Mapping[str, LayerDocument]:
+        """By layer the documents of the last good configuration."""
+        one = self._book.pages.configurations.get(self.life.last_good)
         return {each.layer: each for serial in (one.made_of if one else ()) if (each := self._book.pages.documents[serial])}
 
     async def history(self) -> Sequence[Configuration]:
@@ -144,15 +161,19 @@ class Book:
         """A document that changes nothing, or not yet: rejected (with the cause), or held until its time comes."""
         await self._do(lambda database: self._keep(database, document))
 
-    async def propose(self, text: str, digest: str, made_of: Sequence[LayerDocument], terms: Terms | None = None) -> int:
+    async def propose(
+        self, text: str, digest: str, made_of: Sequence[LayerDocument], terms: Terms | None = None, *,
+        reverts: Mapping[int, str] = {},
+    ) -> int:  # fmt: skip
         """A new effective configuration goes on trial; the very first one is active at once. `made_of`: one document of each
-        layer, also of those that a whole configuration above them replaces. Returns its number.
+        layer, also of those that a whole configuration above them replaces. `reverts`: documents (by their serials) that are
+        taken back with it, and why. Returns its number.
 
         What is active already (or on trial, if something is) is no new configuration: its number is returned, and `on_trial`
         is what it was. Out of safe mode also the same one goes on trial."""
         if max(len(text), *(len(document.payload) for document in made_of), 0) > TEXT_BYTES_MAX:
             raise BookError(f"larger than {TEXT_BYTES_MAX} bytes", "split it over several gateways")
-        return await self._do(lambda database: self._propose(database, text, digest, made_of, terms or Terms()))
+        return await self._do(lambda database: self._propose(database, text, digest, made_of, terms or Terms(), reverts))
 
     async def confirm(self) -> None:
         """What is on trial is active, and what was active is the last good one. Without a trial: nothing."""
@@ -228,7 +249,17 @@ class Book:
         pages.add_document(database, document)
         self._book.turn(database, Step(self._book.known.life))
 
-    def _propose(self, database: Database, text: str, digest: str, made_of: Sequence[LayerDocument], terms: Terms) -> int:
+    def _propose(
+        self,
+        database: Database,
+        text: str,
+        digest: str,
+        made_of: Sequence[LayerDocument],
+        terms: Terms,
+        reverts: Mapping[int, str],
+    ) -> int:
+        for serial, why in reverts.items():
+            pages.set_document(database, serial, "reverted", why)
         known, life = self._book.known, self._book.known.life
         serials = tuple(
             one.serial if one.serial in known.documents else pages.add_document(database, replace(one, state="held"))
@@ -272,7 +303,7 @@ class Book:
             return Repeated(*known)
         now, life = self._clock.now(), self._book.known.life
         if boot != now.boot or until_ns <= now.mono_ns:
-            raise BookError("the command has expired", "send it again: it takes the gateway's time from its newest heartbeat")
+            raise BookError(EXPIRED, "send it again: it takes the gateway's time from its newest heartbeat")
         if until_ns > now.mono_ns + int(COMMAND_S_MAX * 1e9):
             raise BookError(f"the command is valid for longer than {COMMAND_S_MAX:g} s", "send it with a shorter time")
         if life.forgot_boot == boot and until_ns <= life.forgot_until_ns:

@@ -7,8 +7,9 @@ back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
+from typing import Protocol, TypeVar
 
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import topics as all_topics
@@ -23,6 +24,38 @@ DOCUMENTS_MAX = 16
 """That wait, or are watched, at once: of each group the newest."""
 
 
+class Document(Protocol):
+    """pages.LayerDocument, as far as it is named here."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def serial(self) -> int: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def revision(self) -> int | None: ...
+
+
+D = TypeVar("D", bound=Document)
+
+
+def key(document: Document) -> str:
+    """What a document is called here: the same content in a newer revision is to be tried anew."""
+    return _key(document.revision or 0, document.hash)
+
+
+def _key(revision: int, digest: str) -> str:
+    return f"{revision}/{digest}"
+
+
+def without(halted: D, base: Mapping[str, D], before: Mapping[str, D]) -> dict[str, D]:
+    """By layer the documents of `base`; in the place of this one that of `before`, where it is another."""
+    other = before.get(halted.layer)
+    kept = {name: each for name, each in base.items() if each.serial != halted.serial}
+    return kept | ({halted.layer: other} if other is not None and other.serial != halted.serial else {})
+
+
 class Gate(Enum):
     OPEN = auto()
     WAIT = auto()
@@ -30,15 +63,17 @@ class Gate(Enum):
 
 
 class Canaries:
-    """What they have said, by the hash of the document."""
+    """What they have said, by the key of the document."""
 
     def __init__(self, site: str) -> None:
         self._site = site
         self._of: dict[str, tuple[str, ...]] = {}
         self._said: dict[str, dict[str, str]] = {}
-        """Hash -> canary -> state."""
+        """Key -> canary -> state."""
+        self._newest: dict[str, dict[str, str]] = {}
+        """Canary -> key -> state, of its newest report: it may come before the document does."""
         self._waiting: dict[str, tuple[str, bytes]] = {}
-        """Hash -> target, payload."""
+        """Key -> target, payload."""
 
     def gate(self, gateway: str, document: str, canaries: Sequence[str]) -> Gate:
         """May this gateway take the document now?"""
@@ -46,6 +81,8 @@ class Canaries:
             return Gate.OPEN
         while len(self._of) >= DOCUMENTS_MAX and document not in self._of:
             self._forget(next(iter(self._of)))
+        if document not in self._of:
+            self._said[document] = {name: told[document] for name, told in self._newest.items() if document in told}
         self._of[document] = tuple(canaries[:CANARIES_MAX])
         if self.failed(document):
             return Gate.HALT
@@ -82,9 +119,12 @@ class Canaries:
                 raise BadMessage(f"reported: of {gateway}, signed by {opened.by}", "somebody speaks in another's name")
             payload = opened.document
         report = messages.unpack(payload, Reported)
-        for layer in report.layers if report.gateway == gateway else ():
-            if layer.hash in self._of:
-                self._said.setdefault(layer.hash, {})[gateway] = layer.state
+        if report.gateway != gateway or (gateway not in self._newest and len(self._newest) >= CANARIES_MAX):
+            return
+        self._newest[gateway] = {_key(layer.revision, layer.hash): layer.state for layer in report.layers}
+        for document, state in self._newest[gateway].items():
+            if document in self._of:
+                self._said.setdefault(document, {})[gateway] = state
 
     def _forget(self, document: str) -> None:
         for table in (self._of, self._said, self._waiting):

@@ -39,6 +39,11 @@ COMMANDS_MAX = 32
 FLOOD_MAX = 64
 """Messages that wait to be looked at. Who sends more is not answered."""
 
+PACE_S = 0.02
+BURST_MAX = 32
+"""From one to the next, after so many at once: to find out that a message is worth nothing takes 0.2 ms, and whoever may write
+here could send it five thousand times a second."""
+
 
 KEPT_BYTES_MAX = 4_096
 """Of what came of a command. A larger result is told once."""
@@ -96,13 +101,17 @@ class Commands:
         try:
             self._waiting.put_nowait(message)
         except asyncio.QueueFull:
-            self.refused["flood"] += 1
+            cause = f"{FLOOD_MAX} messages wait to be looked at"
+            self._refuse(message.topic.rpartition("/")[2], admitted.NotAdmitted("flood", cause, "who sends so many?"))
 
     async def run(self) -> None:
         """Until cancelled; what is under way then ends as `unknown`, and is never done again."""
+        loop, due_s = asyncio.get_running_loop(), 0.0
         try:
             while True:
                 message = await self._waiting.get()
+                due_s = max(due_s, loop.time() - BURST_MAX * PACE_S) + PACE_S
+                await asyncio.sleep(max(0.0, due_s - loop.time()))
                 if len(self._tasks) >= COMMANDS_MAX:
                     await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
                 self._number += 1
@@ -123,7 +132,7 @@ class Commands:
             said = admitted.opened(
                 message.payload, "command", self._settings(), identity, now.wall_ns // 10**9 if now.synced else None
             )
-            command = messages.command(said.document, self._link.gateway, verb)
+            command = messages.command(said.document, self._link.gateway, verb, named=said.signed)
         except (admitted.NotAdmitted, BadMessage) as error:
             self._refuse(verb, error)
             return

@@ -11,6 +11,7 @@ but the document itself: a gateway that a change has cut off takes it back all t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -20,11 +21,12 @@ import msgspec
 from edge_runtime import config
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import topics
-from edge_runtime.bus.control import Desired, Fault, LayerState, Reported
+from edge_runtime.bus.control import Desired, Fault
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import admitted, canaries
 from edge_runtime.control.audit import Entry, Kind
 from edge_runtime.control.book_file import BookError
+from edge_runtime.control.history import told
 from edge_runtime.control.layers import (
     FILE,
     GATEWAY,
@@ -38,16 +40,17 @@ from edge_runtime.control.layers import (
     merge,
     newer,
     stack,
+    steerable,
     validated,
 )
-from edge_runtime.control.origin import as_text, documents, layer_of, of_text
+from edge_runtime.control.origin import active, as_text, documents, layer_of, of_text
 from edge_runtime.control.pages import LayerDocument
 from edge_runtime.control.plan import Plan, Wiring, plan
 from edge_runtime.control.redaction import Schemas, redacted
-from edge_runtime.control.reporting import Link, Reporting
+from edge_runtime.control.reporting import Link, Reporting, report
 from edge_runtime.control.steering import Steering
 from edge_runtime.control.trial import EVERYTHING, STEADY_S, Judge, Part, Terms
-from edge_runtime.ports import Clock, Dice, EdgeError, Message
+from edge_runtime.ports import BrokerError, Clock, Dice, EdgeError, Message
 from edge_runtime.trust.roster import Forged
 
 LOOK_S = 0.5
@@ -82,22 +85,24 @@ class Control:
         origin, identity = steering.origin, steering.identity
         self._origin, self._book, self._audit, self._gateway, self._link = origin, steering.book, steering.audit, gateway, link
         self._identity, self._schemas, self._clock, self._log = identity, schemas, clock, log
-        self._reporting = Reporting(link, identity, self._to_repeat, dice, log)
+        self._reporting = Reporting(link, identity, lambda: self._book.said, dice, log)
         self._effective = origin.effective
         self._redacted: tuple[Effective, dict[str, Any]] | None = None
         self._canaries = canaries.Canaries(link.site)
         self._waiting: dict[str, bytes] = {}
         """Documents that came, by target."""
         self._news = asyncio.Event()
+        self._safe = origin.safe
         self._judge: Judge | None = None
         self._since_s = self._began_s = 0.0
         self.refused: Counter[str] = Counter()
         """What came and was not taken, by reason."""
         self.services = {"control": self.run, "control report": self._reporting.run}
-        mine = topics.desired(link.site, f"gw/{link.gateway}")
         held = steering.book.base.get(GATEWAY)
         member = groups(origin.base, layer_of(held) if held else None)
-        link.on("config", self._on_config, mine, *(topics.desired(link.site, f"group/{each}") for each in ("default", *member)))
+        ours = (f"gw/{link.gateway}", *(f"group/{each}" for each in ("default", *member)))
+        self._ours = tuple(topics.desired(link.site, each) for each in ours)
+        link.on("config", self._on_config, *self._ours)
 
     async def joined(self) -> None:
         """To be called on every new connection to the broker."""
@@ -108,10 +113,9 @@ class Control:
         self._began_s = self._since_s = asyncio.get_running_loop().time()
         if self._book.on_trial:
             self._judge = Judge(self._book.on_trial.terms)
-        newest = self._newest()
-        self._say(
-            self._state(), document=newest.hash if newest else "", **({"cause": newest.cause} if newest and newest.cause else {})
-        )
+        newest, faults = self._book.newest, self._origin.faults
+        cause = {"cause": newest.cause} if newest and newest.cause else {}
+        self._say("rejected" if faults else self._state(), document=newest.hash if newest else "", errors=faults, **cause)
         while True:
             try:
                 await self._step()
@@ -150,9 +154,14 @@ class Control:
 
     def _on_config(self, gateway: str, message: Message) -> None:
         target = topics.desired_target(self._link.site, message.topic)
-        if target is None:
+        if target is None and message.topic.endswith("/reported"):
             self._canaries.heard(gateway, message.payload, self._identity)
-        elif message.payload and (target in self._waiting or len(self._waiting) < TARGETS_MAX):
+        elif (
+            target
+            and message.topic in self._ours
+            and message.payload
+            and (target in self._waiting or len(self._waiting) < TARGETS_MAX)
+        ):
             self._waiting[target] = message.payload
         self._news.set()
 
@@ -165,7 +174,7 @@ class Control:
             said = admitted.opened(
                 payload, "desired", self._gateway.settings, self._identity, now.wall_ns // 10**9 if now.synced else None
             )
-            desired = messages.desired(said.document, target)
+            desired = messages.desired(said.document, target, named=said.signed)
         except (admitted.NotAdmitted, BadMessage, Forged) as error:
             self._refuse(target, error)
             return
@@ -179,12 +188,17 @@ class Control:
                 self._reporting.stale(name)
             else:
                 self._refuse(target, verdict)
-        elif not isinstance(verdict, Same):
+            return
+        by = said.by or desired.issuer or "somebody on the broker"
+        if not isinstance(verdict, Same):
             layer = verdict.layer
-            kept = LayerDocument(
-                layer=name, hash=layer.hash, payload=payload, stamp=now, revision=layer.revision if desired.revision else None
-            )
-            await self._take(layer, kept, desired, said.by or desired.issuer or "somebody on the broker", target)
+            revision = layer.revision if desired.revision else None
+            kept = LayerDocument(layer=name, hash=layer.hash, payload=payload, stamp=now, revision=revision)
+            await self._take(layer, kept, desired, by, target)
+        elif newest and newest.state == "held":  # it waits for canaries, perhaps since before this start
+            await self._take(layer_of(newest), newest, desired, by, target)
+        elif newest:
+            await self._gate(newest, desired)
 
     def _refuse(self, target: str, error: admitted.NotAdmitted | BadMessage | Forged | Refused) -> None:
         """Counted, and logged once for each reason: whoever may not speak must not fill the log, or the report."""
@@ -196,20 +210,18 @@ class Control:
             self._say(self._state(), cause=f"refused: {error.cause}", hint=error.hint)
 
     async def _take(self, layer: Layer, kept: LayerDocument, desired: Desired, by: str, target: str) -> None:
-        gate = self._canaries.gate(self._link.gateway, layer.hash, desired.canaries)
+        gate, key = await self._gate(kept, desired), canaries.key(kept)
         if gate is canaries.Gate.WAIT:
-            await self._link.also(*self._canaries.topics())
             await self._book.keep(kept)
-            self._say("validating", document=layer.hash, cause=f"waits for {', '.join(self._canaries.missing(layer.hash))}")
-            self._canaries.wait(layer.hash, target, kept.payload)
+            self._say("validating", document=layer.hash, cause=f"waits for {', '.join(self._canaries.missing(key))}")
+            self._canaries.wait(key, target, kept.payload)
             return
         if gate is canaries.Gate.HALT:
-            await self._reject(kept, by, f"canary {self._canaries.failed(layer.hash)} took it back", ())
+            await self._reject(kept, by, f"canary {self._canaries.failed(key)} took it back", ())
             return
         try:
-            held = {**documents(self._book), layer.name: layer}
-            effective = merge(self._origin.base, stack(self._origin.base, held))
-            settings = validated(effective, self._schemas)
+            effective, settings = self._made({**documents(self._book), layer.name: layer})
+            settings = steerable(settings, layer.name)
         except BadLayers as error:
             await self._reject(kept, by, "it is not valid", error.faults)
             return
@@ -217,7 +229,19 @@ class Control:
         if self._origin.file and FILE not in made_of:
             made_of = {FILE: self._origin.file, **made_of}
         todo = plan(self._gateway.settings, settings, self._gateway.wire)
-        await self._try(effective, settings, todo, tuple(made_of.values()), desired.trial_s, by, layer)
+        await self._try(effective, settings, todo, tuple(made_of.values()), desired, by, layer)
+
+    async def _gate(self, kept: LayerDocument, desired: Desired) -> canaries.Gate:
+        """From now on its canaries are listened to: also by one of them, and by who has it."""
+        gate = self._canaries.gate(self._link.gateway, canaries.key(kept), desired.canaries)
+        with contextlib.suppress(BrokerError):  # then it is done on the next connection
+            await self._link.also(*self._canaries.topics())
+        return gate
+
+    def _made(self, held: Mapping[str, Layer]) -> tuple[Effective, config.Config]:
+        """Of these documents and the file. Raises BadLayers."""
+        effective = merge(self._origin.base, stack(self._origin.base, held))
+        return effective, validated(effective, self._schemas)
 
     async def _reject(self, kept: LayerDocument, by: str, cause: str, faults: Sequence[Fault]) -> None:
         await self._book.keep(msgspec.structs.replace(kept, state="rejected", cause=cause))
@@ -229,31 +253,43 @@ class Control:
 
     async def _try(
         self, effective: Effective, settings: config.Config, todo: Plan, made_of: Sequence[LayerDocument],
-        trial_s: float | None, by: str, layer: Layer,
+        desired: Desired, by: str, layer: Layer,
     ) -> None:  # fmt: skip
+        before, replaced = self._kept_settings(), self._book.on_trial
+        # In the place of another trial: judged by all that is other than the active one, against how that was.
         terms = Terms(
-            todo.parts,
-            dict(self._gateway.parts()),
-            trial_s or self._gateway.settings.control.trial_s,
+            plan(before, settings, self._gateway.wire).parts if replaced else todo.parts,
+            replaced.terms.before if replaced else dict(self._gateway.parts()),
+            desired.trial_s or self._gateway.settings.control.trial_s,
+            by,
+            desired.note,
         )
-        before = self._kept_settings()
-        await self._book.propose(as_text(effective.config), effective.hash, made_of, terms)
+        number = await self._book.propose(as_text(effective.config), effective.hash, made_of, terms)
         self._effective = effective
-        if self._book.on_trial is None:
+        if self._book.on_trial is None:  # the same as before, or the first one of all: there is nothing to go back to
+            self._safe = False
             self._say("active", document=layer.hash)
+            if todo:
+                await self._apply(settings, todo, None)
+            return
+        if replaced and replaced.number == number:  # it makes nothing else than what is on trial already
+            self._say("trial", document=layer.hash)
             return
         lines = todo.describe()
         self._log.info("configuration_on_trial", layer=layer.name, revision=layer.revision, by=by, does=lines)
         self._note(by, layer.name, "trial", "; ".join(lines))
+        await self._begin(terms, settings, todo, before, document=layer.hash)
+
+    async def _begin(self, terms: Terms, settings: config.Config, todo: Plan, kept: config.Config | None, **more: Any) -> None:
+        """What the book has on trial now."""
         self._judge, self._since_s = Judge(terms), self._now_s()
-        self._say("trial", document=layer.hash, restarts=todo.restarts)
-        await self._apply(settings, todo, before)
+        self._say("trial", restarts=todo.restarts, **more)
+        await self._apply(settings, todo, kept)
 
     def _kept_settings(self) -> config.Config:
         """The active configuration: it may come back."""
-        if self._book.active is None or self._book.on_trial is None:
-            return self._gateway.settings
-        return validated(Effective(msgspec.json.decode(self._book.active.text), {}), self._schemas)
+        kept = active(self._book, self._schemas) if self._book.on_trial or self._book.life.safe else None
+        return kept or self._gateway.settings
 
     async def _apply(self, settings: config.Config, todo: Plan, kept: config.Config | None) -> None:
         if todo.everything:
@@ -279,7 +315,7 @@ class Control:
     async def _confirm(self) -> None:
         one = self._book.on_trial
         await self._book.confirm()
-        self._judge, self._began_s = None, self._now_s()
+        self._judge, self._began_s, self._safe = None, self._now_s(), False
         await self._gateway.settle()
         self._log.info("configuration_confirmed", number=one.number if one else 0)
         self._note(self._link.gateway, "configuration", "confirmed", "")
@@ -289,18 +325,18 @@ class Control:
         document = self._newest_hash()
         await self._book.revert(why)
         self._judge = None
-        active = self._book.active
-        assert active is not None
-        self._effective = of_text(active.text, self._origin.base, documents(self._book))
+        good = self._book.active
+        assert good is not None
+        self._effective = of_text(good.text, self._origin.base, documents(self._book))
         settings = validated(self._effective, self._schemas)
-        self._log.warning("configuration_reverted", cause=why, to=active.number)
+        self._log.warning("configuration_reverted", cause=why, to=good.number)
         self._note(self._link.gateway, "configuration", "reverted", why)
         self._say("reverted", document=document, cause=why)
         await self._apply(settings, plan(self._gateway.settings, settings, self._gateway.wire), None)
 
     async def rollback(self, by: str) -> str:
         """To the last good configuration. Returns what happens to whom. Raises EdgeError."""
-        terms = Terms((EVERYTHING,), dict(self._gateway.parts()), self._gateway.settings.control.trial_s)
+        terms = Terms((EVERYTHING,), dict(self._gateway.parts()), self._gateway.settings.control.trial_s, by, "rolled back")
         before = self._kept_settings()
         await self._book.rollback(terms)
         one = self._book.on_trial
@@ -308,63 +344,67 @@ class Control:
         self._effective = of_text(one.text, self._origin.base, documents(self._book))
         settings = validated(self._effective, self._schemas)
         todo = plan(self._gateway.settings, settings, self._gateway.wire)
-        self._judge, self._since_s = Judge(terms), self._now_s()
         self._note(by, "configuration", "trial", f"rolled back to {one.number}")
-        self._say("trial", cause="rolled back", restarts=todo.restarts)
-        await self._apply(settings, todo, before)
+        await self._begin(terms, settings, todo, before, cause="rolled back")
         return "; ".join(todo.describe())
+
+    async def history(self) -> list[dict[str, Any]]:
+        """See history.py. Raises BookError."""
+        return told(await self._book.history(), self._book.layers)
+
+    def in_force(self, layer: str) -> bytes | None:
+        """The document of a layer that the configuration is made of, as it came. None: there is none."""
+        held = self._book.base.get(layer)
+        return held.payload if held else None
 
     async def _canary_news(self) -> None:
         """Documents that wait for canaries have their turn again; of one that a canary took back, nothing stays."""
         for target, payload in self._canaries.ready():
             self._waiting.setdefault(target, payload)
-        halted = next((each for each in self._book.base.values() if self._canaries.failed(each.hash)), None)
-        if halted is None or halted.layer == FILE:
+        halted = next((each for each in self._book.base.values() if self._canaries.failed(canaries.key(each))), None)
+        if halted is None or self._gateway.successor is not None:
             return
-        why = f"canary {self._canaries.failed(halted.hash)} took it back"
+        why = f"canary {self._canaries.failed(canaries.key(halted))} took it back"
         if self._book.on_trial:
             await self._revert(why)
-        elif self._book.life.last_good:
-            await self.rollback(why)
+        else:
+            await self._withdraw(halted, why)
+
+    async def _withdraw(self, halted: LayerDocument, why: str) -> None:
+        """What is active goes on without this document, on trial: with the one before it of its layer, if there is one."""
+        made_of = canaries.without(halted, self._book.base, self._book.before)
+        effective, settings = self._made({name: layer_of(each) for name, each in made_of.items() if name != FILE})
+        todo, before = plan(self._gateway.settings, settings, self._gateway.wire), self._kept_settings()
+        terms = Terms(todo.parts, dict(self._gateway.parts()), self._gateway.settings.control.trial_s, self._link.gateway, why)
+        text = as_text(effective.config)
+        await self._book.propose(text, effective.hash, tuple(made_of.values()), terms, reverts={halted.serial: why})
+        self._effective = effective
+        self._log.warning("configuration_withdrawn", layer=halted.layer, cause=why, does=todo.describe())
+        self._note(self._link.gateway, halted.layer, "withdrawn", why)
+        if self._book.on_trial:
+            await self._begin(terms, settings, todo, before, cause=why)
+        else:
+            self._say(self._state(), cause=why)
 
     # --- what is said ---
 
-    def _to_repeat(self) -> Mapping[str, LayerDocument]:
-        return {name: each for name, each in self._book.layers.items() if name != FILE}
-
-    def _newest(self) -> LayerDocument | None:
-        return max(self._to_repeat().values(), key=lambda each: each.serial, default=None)
-
     def _newest_hash(self) -> str:
-        newest = self._newest()
+        newest = self._book.newest
         return newest.hash if newest else ""
 
     def _state(self) -> Any:
         """Of the newest document, whatever else the gateway does."""
-        newest = self._newest()
+        newest = self._book.newest
         if self._judge:
             return "trial"
         return newest.state if newest and newest.state in ("reverted", "rejected") else "active"
 
     def _say(self, state: Any, **more: Any) -> None:
-        effective, now = self._effective, self._clock.now()
-        self._reporting.say(
-            Reported(
-                gateway=self._link.gateway,
-                state=state,
-                hash=effective.hash,
-                mode="safe" if self._origin.safe and self._book.life.safe else "normal",
-                layers=tuple(
-                    LayerState(name=name, revision=each.revision or 0, hash=each.hash, state=each.state, cause=each.cause)
-                    for name, each in self._book.layers.items()
-                ),
-                config=self._shown(effective),
-                provenance=effective.summary(),
-                wall_ns=now.wall_ns,
-                synced=now.synced,
-                **{"cause": self._origin.start.why if self._origin.safe else "", **more},
-            )
-        )
+        effective, book = self._effective, self._book
+        if self._safe:
+            more = {"mode": "safe", "cause": self._origin.start.why, **more}
+        now, shown = self._clock.now(), self._shown(effective)
+        self._reporting.say(report(self._link.gateway, state, effective, book.layers, now, config=shown, **more))
 
     def _shown(self, effective: Effective) -> dict[str, Any]:
         """Without its secrets. Of a large one that takes a second: it is done once."""

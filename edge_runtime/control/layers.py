@@ -39,6 +39,7 @@ KEPT: tuple[Path, ...] = (
     ("gateway",),
     ("data_dir",),
     ("site_dir",),
+    ("secrets_dir",),
     ("outbox", "file"),
     ("control", "require_signature"),
     ("control", "from_network"),
@@ -211,6 +212,14 @@ def validated(effective: Effective, schemas: Schemas) -> Config:
         raise BadLayers([_fault(problem, by_text, effective, whole, hidden) for problem in error.problems[:FAULTS_MAX]]) from None
 
 
+def steerable(settings: Config, layer: str) -> Config:
+    """Raises BadLayers: with these settings nobody would look whether they work, and nobody could change them again."""
+    if settings.broker.mode == "none":
+        hint = "a gateway without a broker is configured by its file alone"
+        raise BadLayers([Fault("broker.mode", "the gateway would not be reached any more", hint, layer)])
+    return settings
+
+
 def _fault(problem: Problem, by_text: Mapping[str, Path], effective: Effective, safe: Document, hidden: Sequence[str]) -> Fault:
     path, around = by_text.get(problem.path), problem.path
     while around not in by_text:  # it is missing: what is around it
@@ -218,7 +227,7 @@ def _fault(problem: Problem, by_text: Mapping[str, Path], effective: Effective, 
     value = shown(safe.at(path)) if path is not None and problem.value is not None else None
     stands = "" if value is None or value == HIDDEN else f" (it is {canonical.text(value).decode()})"
     hint = re.sub(r"the other one is in line \d+; ", "", problem.hint)  # of a text that nobody has seen
-    where = problem.path if path is None else dotted(effective.by_name(path))
+    where = dotted(effective.by_name(by_text[around])) + problem.path[len(around) :]
     message, hint = (scrub(text, hidden) for text in (problem.message + stands, hint))
     return Fault(where, message, hint, effective.layer(by_text[around]))
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edge_runtime import config, document
 from edge_runtime.bus import control as messages
+from edge_runtime.bus.control import Fault
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.config import Config, ConfigError
 from edge_runtime.control.book import Book, Start
 from edge_runtime.control.book_file import BookError
 from edge_runtime.control.layers import FILE, GATEWAY, BadLayers, Effective, Layer, merge, stack, validated
 from edge_runtime.control.pages import LayerDocument
-from edge_runtime.control.redaction import Schemas
+from edge_runtime.control.redaction import Schemas, hushed
 from edge_runtime.control.trial import EVERYTHING, Terms
 from edge_runtime.document import DocumentError, Problem
 from edge_runtime.ports import Clock, EdgeError
@@ -42,7 +44,9 @@ class Origin:
     settings: Config
     effective: Effective
     kept: Config | None = None
-    """While `settings` are on trial: the active configuration."""
+    """While `settings` are on trial, or nothing runs (bare): the active configuration. What waits on the disk for it stays."""
+    faults: tuple[Fault, ...] = ()
+    """What is wrong with the file, where it is not what runs."""
 
     @property
     def safe(self) -> bool:
@@ -58,8 +62,8 @@ async def begin(book: Book, text: str | None, name: str, schemas: Schemas, clock
         file = LayerDocument(layer=FILE, hash=digest, payload=text.encode(), stamp=clock.now())
     start = await book.start(file)
     if start.text is None and start.mode == "normal":
-        return await _of_file(book, Origin(base, file, start, *_nothing(base)), text or "", name, schemas, unread)
-    return _of_book(book, Origin(base, file, start, *_nothing(base)), schemas, unread)
+        return await _of_file(book, Origin(base, file, start, *_reduced(base)), text or "", name, schemas, unread)
+    return _of_book(book, Origin(base, file, start, *_reduced(base)), schemas, unread)
 
 
 async def _of_file(book: Book, origin: Origin, text: str, name: str, schemas: Schemas, unread: DocumentError | None) -> Origin:
@@ -71,12 +75,15 @@ async def _of_file(book: Book, origin: Origin, text: str, name: str, schemas: Sc
         if unread is not None:
             raise unread
         if not held:
-            config.load(text, schemas)  # with the lines of the file, for who wrote it
+            config.load(text, schemas, Path(name))  # with the lines of the file, for who wrote it
         effective = merge(origin.base, stack(origin.base, held))
         settings = validated(effective, schemas)
-    except (DocumentError, BadLayers) as error:
+    except (DocumentError, BadLayers) as found:
+        error: EdgeError = found
+        if isinstance(found, DocumentError):
+            error = ConfigError(hushed(found.problems, origin.base, schemas))
         start = await book.without_file(_brief(error))
-        return _of_book(book, replace(origin, start=start), schemas, error)
+        return _of_book(book, replace(origin, start=start, faults=_faults(error)), schemas, error)
     before = active(book, schemas)
     try:
         made_of = [file, *(each for layer, each in book.base.items() if layer != FILE)]
@@ -92,17 +99,26 @@ async def _of_file(book: Book, origin: Origin, text: str, name: str, schemas: Sc
 def _of_book(book: Book, origin: Origin, schemas: Schemas, wrong: EdgeError | None) -> Origin:
     """What ran before, as the book has it; else nothing but broker and control."""
     start = origin.start
-    if start.text is not None:
+    if start.text is not None and start.mode != "bare":
         try:
-            effective = of_text(start.text, origin.base, documents(book))
+            base = _base_of(book, origin.base)
+            effective = of_text(start.text, base, documents(book))
             kept = active(book, schemas) if start.mode == "trial" else None
-            return replace(origin, settings=validated(effective, schemas), effective=effective, kept=kept)
+            return replace(origin, base=base, settings=validated(effective, schemas), effective=effective, kept=kept)
         except BadLayers as error:  # another version of this program, or an adapter that is gone
             wrong, start = error, replace_start(start, "bare")
-    effective = origin.effective
-    if origin.settings.broker.mode == "none" or origin.settings.site == UNNAMED:
+    settings, effective = origin.settings, origin.effective
+    if start.text is not None:  # where it was reached before: a document may have brought it to another broker than the file's
+        settings, effective = _reduced(msgspec.json.decode(start.text))
+    if settings.broker.mode == "none" or settings.site == UNNAMED:
         raise wrong if isinstance(wrong, ConfigError) else ConfigError(_problems(wrong, start))
-    return replace(origin, start=start, effective=effective)
+    return replace(origin, start=start, settings=settings, effective=effective, kept=active(book, schemas))
+
+
+def _base_of(book: Book, otherwise: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the file said when it was taken: a patch that comes builds on that, not on what is wrong with the file now."""
+    held = book.base.get(FILE)
+    return _base(held.payload.decode(), "")[0] if held else otherwise
 
 
 def of_text(text: str, base: Mapping[str, Any], held: Mapping[str, Layer]) -> Effective:
@@ -159,18 +175,18 @@ UNNAMED = "unnamed"
 def bare(base: Mapping[str, Any]) -> Config:
     """Of all that a file says what is needed to be reached; a section that is wrong is as if it were not there."""
     found: dict[str, Any] = {"site": UNNAMED, "gateway": UNNAMED}
-    for name in ("site", "gateway", "data_dir", "site_dir", *REACHED_BY):
+    for name in ("site", "gateway", "data_dir", "site_dir", "secrets_dir", *REACHED_BY):
         if name in base and _works({**found, name: base[name]}):
             found[name] = base[name]
     return Config.model_validate(found)
 
 
 def _works(value: Mapping[str, Any]) -> bool:
-    doc = document.Document("", dict(value), {})
+    doc = document.Document("", dict(value), {(): 1})
     return not document.validate(doc, Config)
 
 
-def _nothing(base: Mapping[str, Any]) -> tuple[Config, Effective]:
+def _reduced(base: Mapping[str, Any]) -> tuple[Config, Effective]:
     settings = bare(base)
     return settings, Effective(settings.model_dump(mode="json", exclude_unset=True), {})
 
@@ -191,6 +207,13 @@ def _base(text: str | None, name: str) -> tuple[dict[str, Any], DocumentError | 
     if not isinstance(value, dict):
         return {}, ConfigError([Problem(name, 1, "", "is no mapping (key: value)", hint="edge-runtime config example")])
     return value, None
+
+
+def _faults(error: EdgeError) -> tuple[Fault, ...]:
+    if isinstance(error, BadLayers):
+        return error.faults
+    problems = error.problems if isinstance(error, DocumentError) else ()
+    return tuple(Fault(each.path, f"{each.message} (line {each.line})", each.hint, FILE) for each in problems)
 
 
 def _brief(error: EdgeError) -> str:

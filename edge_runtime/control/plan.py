@@ -47,7 +47,7 @@ _SINK = dict.fromkeys((*config.MqttSink.model_fields, *config.HttpsSink.model_fi
 
 EFFECTS: Mapping[type[BaseModel], Mapping[str, Effect]] = {
     config.Config: {
-        **dict.fromkeys(("site", "gateway", "data_dir", "models_dir", "site_dir"), Effect.EVERYTHING),
+        **dict.fromkeys(("site", "gateway", "data_dir", "models_dir", "site_dir", "secrets_dir"), Effect.EVERYTHING),
         **dict.fromkeys(("broker", "outbox", "mesh"), Effect.EVERYTHING),
         **dict.fromkeys(("control", "devices", "pipelines", "sinks"), Effect.EACH),
         "metrics": Effect.METRICS,
@@ -88,6 +88,7 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "data_dir": ("outbox", "broker"),
     "models_dir": ("models",),
     "site_dir": ("broker", "mesh", "control"),
+    "secrets_dir": ("broker", "mesh", "clients"),
 }
 """What may fail because of a changed section; of one that is not here, anything may."""
 

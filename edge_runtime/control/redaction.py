@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
 
+from edge_runtime import references
 from edge_runtime.adapter import Adapter, Point
-from edge_runtime.document import Path
+from edge_runtime.document import Path, Problem
 from edge_runtime.ports import EdgeError
 
 HIDDEN = "***"
+SHOWN_BEGINNING = 16
+"""Of a secret: by so much of it one is recognised that was cut short."""
+
 SCRUBBED_CHARACTERS_MIN = 4
 """A secret that is shorter stands in every text by chance: `scrub` leaves it, and masks nothing of an innocent log."""
 
@@ -30,8 +35,7 @@ _SAYS_WHERE = frozenset({"file", "files", "path", "dir", "folder", "env", "name"
 _SAYS_WHERE |= {"s", "ms", "max", "min", "size", "bytes", "count"}
 """A key that ends with one of these is about a secret and holds none."""
 
-_REFERENCE = re.compile(r"secret:[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
-_IN_URL = re.compile(r"://(?:([^/:@\s]*):)?.*@", re.DOTALL)
+_IN_URL = re.compile(r"://(?:([^/:@\s]*):)?(.*)@", re.DOTALL)
 """Up to the last @: a password may hold / and @ although a URL may not."""
 
 _BEFORE_HOST = re.compile(r"(?<!\S)([^\s/:@]*):\S*@(?=\S)")
@@ -63,9 +67,32 @@ def secrets(config: Mapping[str, Any], schemas: Schemas, known: Mapping[str, Any
 
 def scrub(text: str, known_secrets: Iterable[str]) -> str:
     """A text without these secrets, and without the password of any URL."""
+    text = _without(text, known_secrets)
+    return re.sub(rf"://([^/:@\s]*):(?!secret:{references.NAME}@)[^\s\"']*@", rf"://\1:{HIDDEN}@", text)
+
+
+def hushed(problems: Iterable[Problem], config: Mapping[str, Any], schemas: Schemas) -> list[Problem]:
+    """What is wrong with a configuration, without the secrets in it: for a log, a report, a terminal."""
+    hidden = secrets(config, schemas)
+
+    def value(problem: Problem) -> str | float | None:
+        """Of a long text only the beginning stands there."""
+        said = problem.value
+        if isinstance(said, str) and any(said[:SHOWN_BEGINNING] == secret[:SHOWN_BEGINNING] for secret in hidden):
+            return HIDDEN
+        key = re.split(r"[.\[]", problem.path)[-1]
+        return HIDDEN if said is not None and says_secret(key) else scrub(said, hidden) if isinstance(said, str) else said
+
+    return [
+        replace(each, message=scrub(each.message, hidden), value=value(each), hint=_without(each.hint, hidden))
+        for each in problems
+    ]
+
+
+def _without(text: str, known_secrets: Iterable[str]) -> str:
     for secret in known_secrets:
         text = text.replace(secret, HIDDEN)
-    return re.sub(r"://([^/:@\s]*):[^\s\"']*@", rf"://\1:{HIDDEN}@", text)
+    return text
 
 
 @lru_cache(1_024)
@@ -126,18 +153,26 @@ def _covered(value: Any) -> Any:
     """A secret. What is empty, or refers to one, may be seen."""
     if value is None or isinstance(value, bool) or value in ("", HIDDEN):
         return value
-    return value if isinstance(value, str) and _REFERENCE.fullmatch(value) else HIDDEN
+    return value if isinstance(value, str) and references.name_in(value) else HIDDEN
 
 
 def _text(value: str) -> str:
     """Also without halves of characters, which no message can carry."""
-    if _REFERENCE.fullmatch(value):
+    if references.name_in(value):
         return value
     value = value.encode("utf-8", "replace").decode()
-    value = _IN_URL.sub(lambda found: f"://{found[1]}:{HIDDEN}@" if found[1] is not None else f"://{HIDDEN}@", value)
+    value = _IN_URL.sub(_user_only, value)
     if "://" not in value:
         return _BEFORE_HOST.sub(rf"\1:{HIDDEN}@", value)
     return _IN_QUERY.sub(lambda found: found[1] + HIDDEN if says_secret(found[2]) else found[0], value)
+
+
+def _user_only(found: re.Match[str]) -> str:
+    """://user:***@; a reference may be seen."""
+    user, password = found.groups()
+    if user is None:
+        return f"://{HIDDEN}@"
+    return found[0] if references.name_in(password) else f"://{user}:{HIDDEN}@"
 
 
 def _is_name(path: Path) -> bool:

@@ -12,13 +12,14 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import msgspec
-
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import topics
-from edge_runtime.bus.control import Reported
+from edge_runtime.bus.control import LayerState, Reported
+from edge_runtime.control.layers import Effective
 from edge_runtime.control.origin import target_of
+from edge_runtime.control.pages import LayerDocument
 from edge_runtime.ports import BrokerError, Dice
+from edge_runtime.records import Stamp
 from edge_runtime.trust.identity import Identity
 
 LISTEN_S_MIN, LISTEN_S_MAX = 1.0, 2.0
@@ -132,5 +133,21 @@ class Reporting:
             self._log.info("document_said_again", layer=layer, revision=held.revision)
 
 
-def report(gateway: str, state: Any, **more: Any) -> Reported:
-    return msgspec.structs.replace(Reported(gateway=gateway, state=state), **more)
+def report(
+    gateway: str, state: Any, effective: Effective, layers: Mapping[str, LayerDocument], now: Stamp, **more: Any
+) -> Reported:
+    """What runs, and of which documents it is made."""
+    told = (
+        LayerState(name=name, revision=each.revision or 0, hash=each.hash, state=each.state, cause=each.cause)
+        for name, each in layers.items()
+    )
+    return Reported(
+        gateway=gateway,
+        state=state,
+        hash=effective.hash,
+        layers=tuple(told),
+        provenance=effective.summary(),
+        wall_ns=now.wall_ns,
+        synced=now.synced,
+        **more,
+    )

@@ -211,6 +211,10 @@ class Terms(msgspec.Struct, frozen=True):
     before: dict[str, Part] = {}
     """How they, and the connections, were when it was proposed."""
     trial_s: float = TRIAL_S
+    by: str = ""
+    """Who asked for it; "": the file on the gateway."""
+    note: str = ""
+    """Why, in their words."""
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -187,6 +187,12 @@ class Manifest(Section):
         return tuple(point.name for point in self.input.points)
 
     @property
+    def files(self) -> tuple[File, ...]:
+        """All that it names by their sha256, each once."""
+        named = [self.known_answers, *self.artefacts, *(each.weights for each in self.artefacts if each.weights)]
+        return tuple({each.file: each for each in named}.values())
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what it tells of a window."""
         return (self.postprocess.output,) if isinstance(self.postprocess, ReconstructionError) else self.postprocess.outputs

@@ -20,6 +20,10 @@ MANIFEST = "manifest.yaml"
 KNOWN_ANSWERS_BYTES_MAX = 256 * 2**20
 
 
+class ModelMissing(EngineError):
+    """There is no such model on this machine; a peer may have it."""
+
+
 class KnownAnswers(msgspec.Struct, frozen=True):
     """Raw windows float64[n, rows, points]; the fp32 model's outputs float64[n, values]; what follows from them, int64[n]:
     1 and 0 for above the threshold or not; without a threshold, which output is the largest."""
@@ -62,7 +66,7 @@ def find(reference: str, folders: Sequence[Path]) -> Path:
         if (place / MANIFEST).is_file():
             return place
     looked = ", ".join(dict.fromkeys(map(str, places)))
-    raise EngineError(f"no model {reference!r}: no {MANIFEST} in {looked}", closest(reference, names(folders), "there are"))
+    raise ModelMissing(f"no model {reference!r}: no {MANIFEST} in {looked}", closest(reference, names(folders), "there are"))
 
 
 def load(folder: Path) -> Stored:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime import trail
 from edge_runtime.bus import frames
 from edge_runtime.bus.frames import BadFrame, Cancel, Reply, Task, Verdict
 from edge_runtime.config import Mesh
@@ -109,6 +110,7 @@ class Answering:
             self._refuse_for(waiting, refusal)
             return
         self._open[key] = waiting
+        self._trace("task_received", waiting)
         while self._idle:
             slot = self._idle.pop()
             if not slot.done():
@@ -186,6 +188,7 @@ class Answering:
         ended_ns = self._clock.mono_ns()
         service_ns = ended_ns - began_ns
         self.counts[Outcome.FAILED if inference is None else Outcome.DONE] += 1
+        self._trace("task_done", waiting)
         answer = self._packed(waiting, inference, cause, hint, began_ns - waiting.arrived_ns, service_ns)
         if inference is not None:  # what failed may be tried again
             known_ns, _ = self._services.get(waiting.task.model, (0, 0))
@@ -199,6 +202,10 @@ class Answering:
             return await self._executor.execute(task.model, task.tensor), "", ""
         except EdgeError as error:
             return None, error.cause, error.hint
+
+    def _trace(self, event: str, waiting: Waiting) -> None:
+        if trail.on(self._log):
+            self._log.debug(event, result=waiting.task.id, sender=waiting.sender, model=waiting.task.model)
 
     # --- what goes out ---
 
@@ -227,6 +234,7 @@ class Answering:
 
     def _refuse_for(self, waiting: Waiting, refusal: Refusal) -> None:
         self.counts[refusal.why] += 1
+        self._trace("task_refused", waiting)
         self._refuse(waiting.sender, waiting.task.id, waiting.task.instance, refusal.cause, refusal.hint, refusal.retry_ns)
 
     def _refuse(self, sender: str, task_id: str, instance: str, cause: str, hint: str, retry_ns: int = 0) -> None:

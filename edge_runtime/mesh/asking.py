@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from edge_runtime import trail
 from edge_runtime.bus import frames
 from edge_runtime.bus.frames import BadFrame, Cancel, Reply, Task, Verdict
 from edge_runtime.mesh.link import Link
@@ -206,12 +207,16 @@ class Asking:
         asked = _Asked(peer, task.id, task.model, now_ns, asyncio.get_running_loop().create_future())
         self._asked.setdefault(peer, mine)[task.id] = asked
         self.count += 1
+        if trail.on(self._log):
+            self._log.debug("task_sent", result=task.id, peer=peer, model=task.model)
         return asked
 
     def _leave(self, asked: _Asked) -> None:
         """Whatever ended it. An answer that came while it still waited for the link is read by nobody."""
-        if asked.answer.done() and not asked.answer.cancelled():
-            asked.answer.exception()
+        answered = asked.answer.done() and not asked.answer.cancelled() and asked.answer.exception() is None
+        if trail.on(self._log):
+            how = asked.answer.result().verdict.name.lower() if answered else "unanswered"
+            self._log.debug("task_over", result=asked.id, peer=asked.peer, how=how)
         mine = self._asked.get(asked.peer, {})
         if mine.get(asked.id) is asked:
             self._take_out(asked)

@@ -63,6 +63,11 @@ class Hosting:
         self._rivals: dict[str, int] = {}
         """Instances of lesser hosts that we reach, since when."""
 
+    @property
+    def refused_connections(self) -> int:
+        """Where the program that we host can tell."""
+        return int(getattr(self._host, "refused_connections", 0))
+
     async def run(self) -> Brokers | None:
         """The host to go to; None: our broker did not stay up. Raises BrokerError when it does not start."""
         tasks: list[asyncio.Task[Any]] = []
@@ -182,11 +187,12 @@ class Hosting:
         chosen = [*list(dict.fromkeys(likely))[:LIKELY_MAX], *(everywhere[start:] + everywhere[:start])[:LOOK_MAX]]
         return [place for place in dict.fromkeys(chosen) if place not in candidates.me.endpoints]
 
-    def _tell(self, rival: Brokers) -> bytes | None:
+    def _tell(self, rival: Brokers) -> tuple[str, bytes] | None:
         """A lesser host learns of us on its own broker: perhaps it has no other way."""
         mine = self._mine()
         if rival.run and rival.instance != mine.instance and election.key(mine) < election.key(rival):
-            return presence.pack(msgspec.structs.replace(mine, run="", candidates=()))
+            topic = topics.other_broker(self._site, mine.host)
+            return topic, presence.pack(msgspec.structs.replace(mine, run="", candidates=()))
         return None
 
     def _outranked(self, answer: Answer) -> bool:

@@ -11,10 +11,11 @@ A handler decides quickly and never waits. What is no message of ours (it raises
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -24,7 +25,9 @@ from edge_runtime.mesh.sealing import Sealing
 from edge_runtime.ports import Address, BrokerError, Connection, Message
 from edge_runtime.trust.roster import Forged
 
-Kind = Literal["status", "load", "task", "reply", "brokers", "why", "config", "cmd", "roster"]
+Kind = Literal["status", "load", "task", "reply", "brokers", "why", "config", "cmd", "roster", "renewal", "fetch", "chunk"]
+To = Literal["task", "reply", "fetch", "chunk"]
+"""What one gateway says to another, with its own name at the end of the topic; sealed where the site has an authority."""
 Handler = Callable[[str, Message], None]
 
 SENDERS_MAX = 1_000
@@ -62,6 +65,7 @@ class Link:
         self._log = log
         self._connection: Connection | None = None
         self._handlers: dict[str, Handler] = {}
+        self._overhears: dict[str, Handler] = {}
         self._more: list[str] = []
         """Filters, beside what the mesh needs."""
         self._loads: dict[str, None] = {}
@@ -71,6 +75,11 @@ class Link:
     def on(self, kind: Kind, handler: Handler, *filters: str) -> None:
         """`filters`: what has to be subscribed to for it, beside what the mesh needs."""
         self._handlers[kind] = handler
+        self._more += filters
+
+    def overhear(self, kind: Kind, handler: Handler, *filters: str) -> None:
+        """As `on`, beside who it is for."""
+        self._overhears[kind] = handler
         self._more += filters
 
     async def also(self, *filters: str) -> None:
@@ -90,14 +99,15 @@ class Link:
             raise BrokerError("there is no connection to the site's broker now", "see `edge-runtime mesh`")
         await self._connection.publish(topic, payload, qos=qos, retain=retain)
 
-    async def tell(self, peer: str, kind: Literal["task", "reply"], frame: bytes) -> None:
-        """To one gateway. Raises BrokerError, also where it has told no key yet."""
+    async def tell(self, peer: str, kind: To, frame: bytes) -> None:
+        """To one gateway; tasks and replies have their own deadlines, and are sent once. Raises BrokerError, also where it has
+        told no key yet."""
         if self.sealing is not None:
             try:
                 frame = self.sealing.seal(kind, peer, frame)
             except BadMessage as error:
                 raise BrokerError(error.cause, error.hint) from None
-        await self.send(topics.gateway(self.site, peer, kind, self.gateway), frame)
+        await self.send(topics.gateway(self.site, peer, kind, self.gateway), frame, qos=int(kind in ("fetch", "chunk")))
 
     async def serve(self, connection: Connection, home: Home) -> None:
         """Until the connection is lost: raises BrokerError."""
@@ -120,6 +130,12 @@ class Link:
             for leave in self.left:
                 leave()
 
+    async def hear_births(self) -> None:
+        """All that the broker has kept, again."""
+        if self._connection is not None:
+            with contextlib.suppress(BrokerError):  # the next connection hears them
+                await self._connection.subscribe(topics.gateway(self.site, "+", "status"), qos=1)
+
     async def listen_to(self, gateways: list[str]) -> None:
         """Whose heartbeats are heard. Raises BrokerError when the connection is lost: on the next one it is done again."""
         wanted = dict.fromkeys(gateways)
@@ -137,6 +153,7 @@ class Link:
         site, me = self.site, self.gateway
         return [
             topics.brokers(site),
+            topics.other_broker(site, "+"),
             topics.why(site, "+"),
             topics.gateway(site, me, "task", "+"),
             topics.gateway(site, me, "reply", "+"),
@@ -157,20 +174,22 @@ class Link:
                 self._routes.clear()
             self._routes[message.topic] = route
         kind, sender = route
-        handler = self._handlers.get(kind)
-        if handler is None:
+        handlers = [each[kind] for each in (self._handlers, self._overhears) if kind in each]
+        if not handlers:
             return
         try:
             if sender and not _WORD.match(sender):
                 raise BadMessage("a topic that names no gateway", "who else publishes there?")
-            handler(sender, message if self.sealing is None else self._opened(kind, sender, message))
+            opened = message if self.sealing is None else self._opened(kind, sender, message)
+            for handler in handlers:
+                handler(sender, opened)
         except (BadMessage, Forged) as error:
             self.note_bad(sender, error)
 
     def _opened(self, kind: str, sender: str, message: Message) -> Message:
         """As its sender wrote it. Raises BadMessage, Forged."""
         assert self.sealing is not None
-        if kind in ("task", "reply"):
+        if kind in get_args(To):
             return msgspec.structs.replace(message, payload=self.sealing.open(kind, sender, message.payload))
         if kind == "status" and message.payload:
             return msgspec.structs.replace(message, payload=self.sealing.open_birth(sender, message.payload))
@@ -180,6 +199,8 @@ class Link:
         """Kind of message, and the gateway that the topic names ("": none)."""
         if topic == topics.brokers(self.site):
             return "brokers", ""
+        if topic.startswith(topics.other_broker(self.site, "")):
+            return "brokers", topic.rpartition("/")[2]
         if topic.startswith(topics.why(self.site, "")):
             return "why", ""
         if topic == topics.roster(self.site):
@@ -190,7 +211,7 @@ class Link:
         if parsed is None:
             return "", ""
         _, gateway, rest = parsed
-        return rest[0], rest[1] if len(rest) == 2 and rest[0] in ("task", "reply") else gateway
+        return rest[0], rest[1] if len(rest) == 2 and rest[0] in get_args(To) else gateway
 
     def note_bad(self, sender: str, error: BadMessage | Forged) -> None:
         """Logged once for each sender: one that sends garbage a thousand times a second must not fill the disk."""

@@ -114,6 +114,8 @@ class Membership:
         """Where the broker was said to be, or was last."""
         self._before = ""
         """Name of the host that we had last."""
+        self._client = dice.token()
+        """Of our client id, and told to nobody: whoever of the site comes with the id of another one throws it out."""
         self._turn = 0
         self._again_ns = 0
         """Not before then do we try to host again."""
@@ -141,6 +143,11 @@ class Membership:
     def strangers(self) -> Mapping[str, int]:
         """host:port -> how often what is there could not show that it is of our site."""
         return self._probes.strangers
+
+    @property
+    def refused_connections(self) -> int:
+        """Clients without a certificate of the site, at the broker that we host now."""
+        return 0 if self._hosting is None else self._hosting.refused_connections
 
     async def relocate(self, endpoints: tuple[Endpoint, ...]) -> None:
         """The machine has got other addresses: others reach our broker there from now on."""
@@ -302,21 +309,24 @@ class Membership:
                 if (await self._probes.ask(Endpoint(now.host, now.port))).stranger:
                     self._moved.set()
 
-    def _on_brokers(self, _sender: str, message: Message) -> None:
-        """Raises BadMessage."""
+    def _on_brokers(self, sender: str, message: Message) -> None:
+        """`sender`: another gateway, of a broker of its own; "": the word of this broker's host. Raises BadMessage."""
         try:
             brokers = presence.unpack(message.payload, Brokers)
         except BadMessage:
-            if self._hosting is not None:
+            if self._hosting is not None and not sender:
                 self._hosting.say_again()
             raise
+        if sender and (brokers.host != sender or brokers.run):
+            raise BadMessage(f"brokers: of {brokers.host}, where only {sender} speaks, and not of this broker", "update it")
         home = self._link.home
         if brokers.site != self._settings.site or brokers.instance == self.candidates.me.instance or home is None:
             return
         self.candidates.hear_brokers(brokers, self._clock.mono_ns())
         if self._hosting is not None:
             self._hosting.hint(brokers)
-            self._hosting.say_again()
+            if not sender:
+                self._hosting.say_again()
         elif brokers.run == "":
             self._hints = brokers.endpoints
         elif home.host and brokers.run != home.run:
@@ -376,7 +386,7 @@ class Membership:
     def _dress(self, where: Address) -> Address:
         """As a member of the site; and two gateways with one name do not throw each other out."""
         me = self.candidates.me
-        client_id = f"edge-{self._settings.site}-{me.name}-{me.instance}"
+        client_id = f"edge-{self._settings.site}-{me.name}-{self._client}"
         return msgspec.structs.replace(self._wear(where), client_id=client_id, keepalive_s=KEEPALIVE_S)
 
 

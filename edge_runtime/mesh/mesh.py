@@ -124,6 +124,12 @@ class Mesh:
         """What this gateway can compute for others has changed."""
         self.presence.refresh()
 
+    async def refresh_roster(self) -> None:
+        """The site has a new one: who was revoked is gone; who is new may have been born before we knew."""
+        if self.link.sealing is not None:
+            self.presence.put_out(self.link.sealing.forget_revoked())
+            await self.link.hear_births()
+
     def local(self) -> Address:
         """Where the site's broker is now. Raises BrokerError while nobody knows."""
         found = self.membership.local()

@@ -182,6 +182,11 @@ class Peers:
         if peer is not None and not peer.here:
             del self._peers[name]
 
+    def put_out(self, name: str) -> bool:
+        """It was revoked. True: it was here."""
+        peer = self._peers.get(name)
+        return peer is not None and _end(peer, "it was revoked")
+
     def check(self, now_ns: int) -> list[str]:
         """Who has become late, or did not come to this broker, since the last time. In order of their names."""
         over = []

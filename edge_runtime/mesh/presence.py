@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -246,8 +246,16 @@ class Presence:
         if gateway != self._link.gateway:
             self.peers.on_load(load, self._clock.mono_ns())
             self._tell_alive(gateway)
-        elif load.instance != self._link.instance:
+        elif load.instance != self._link.instance and (self._link.sealing is None or load.instance == self.name.rival):
+            # Where births are signed, and heartbeats are not: who has shown no birth is no double of ours.
             self._on_rival(load.instance, load.uptime_s, load.period_s)
+
+    def put_out(self, revoked: Iterable[str]) -> None:
+        """At once: their wills are signed by keys that count no more."""
+        for peer in revoked:
+            if self.peers.put_out(peer):
+                self._tell_gone(peer)
+        self._changed.set()
 
     def _tell_alive(self, peer: str) -> None:
         if peer not in self._alive and self.peers.state(peer) == "online":

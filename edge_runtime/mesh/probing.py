@@ -27,8 +27,8 @@ IN_FLIGHT_MAX = 16
 STRANGERS_MAX = 256
 """Places that are remembered by name, each in its own words in the log; those beyond are counted together."""
 
-Tell = Callable[[Brokers], bytes | None]
-"""What to say to a rival on its own broker; None: nothing."""
+Tell = Callable[[Brokers], tuple[str, bytes] | None]
+"""What to say to a rival on its own broker: topic and payload; None: nothing."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ class Probes:
                 brokers = await self._read(connection)
                 said = tell(brokers) if brokers is not None else None
                 if said is not None:
-                    await connection.publish(self._topic, said, qos=1)
+                    await connection.publish(*said, qos=1)
         except (BrokerError, TimeoutError):
             return Answer(endpoint=endpoint)
         finally:

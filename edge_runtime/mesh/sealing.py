@@ -35,6 +35,8 @@ class Sealing:
         self._agreement = Agreement()
         self._publics: dict[str, str] = {}
         self._keys: dict[str, bytes] = {}
+        self._signers: dict[str, str] = {}
+        """Fingerprint of the key that has signed the newest birth, by gateway."""
 
     @property
     def public(self) -> str:
@@ -49,7 +51,19 @@ class Sealing:
         opened = envelope.open(payload, BIRTH, self._identity.roster)
         if (opened.role, opened.by) != ("gateway", gateway):
             raise BadMessage(f"birth: of {gateway}, signed by {opened.by} ({opened.role})", "somebody speaks in another's name")
+        if gateway in self._signers or len(self._signers) < PEERS_MAX:
+            self._signers[gateway] = opened.key
         return opened.document
+
+    def forget_revoked(self) -> list[str]:
+        """With a new roster: whose birth was signed by a key that it does not have is met no more. Returns their names. Until
+        then their keys are kept, but not used."""
+        gone = [name for name, key in self._signers.items() if self._identity.roster.member(key) is None]
+        for name in gone:
+            self._signers.pop(name)
+            self._publics.pop(name, None)
+            self._keys.pop(name, None)
+        return gone
 
     def meet(self, gateway: str, public: str) -> None:
         """What its birth says."""
@@ -76,11 +90,14 @@ class Sealing:
         return hmac.digest(self._key(peer), head + frame, "sha256")[:TAG_BYTES]
 
     def _key(self, peer: str) -> bytes:
+        signer = self._signers.get(peer)
+        if signer is not None and self._identity.roster.member(signer) is None:
+            raise BadMessage(f"{peer} was revoked", "edge-runtime site members")
         key = self._keys.get(peer)
         if key is None:
             try:
                 key = self._agreement.key_with(bytes.fromhex(self._publics[peer]), b"tasks")
-            except KeyError:
+            except KeyError:  # only its will was heard
                 raise BadMessage(f"{peer} has told no key yet", "its birth comes with the next connection") from None
             except (ValueError, EdgeError):
                 raise BadMessage(f"birth: the key of {peer} is none", "update it") from None

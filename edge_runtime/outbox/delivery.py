@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime import trail
 from edge_runtime.outbox import intervals
 from edge_runtime.outbox.lanes import Course, Turn
 from edge_runtime.outbox.store import Store
@@ -63,6 +64,11 @@ class Delivery:
     def depth(self) -> dict[Lane, int]:
         """Records on the disk that the far end does not have, by lane."""
         return self.course.depth(self._store.heads)
+
+    @property
+    def forged_receipts(self) -> int:
+        """That the receiver had not signed; only where receipts are signed."""
+        return int(getattr(self._sink, "forged", 0))
 
     async def drained(self) -> None:
         """Returns when the far end has everything that is on the disk."""
@@ -129,6 +135,10 @@ class Delivery:
         if intervals.subtract(sent, self.course.done[lane]):
             raise SinkError("the far end's receipt does not cover what was sent", "see the receiver's log")
         self._wait_s = BACKOFF_S_MIN  # not when it is only open: one that takes nothing must not be asked ten times a second
+        if trail.on(self._log):
+            for each in records:
+                name = trail.name(lane, each)
+                self._log.debug("delivered", **name, source=each.source, lane=lane, epoch=each.epoch, seq=each.seq)
         self.state.batches += 1
         self.state.records += len(records)
 

@@ -68,6 +68,8 @@ class OutboxFile:
         self.offered: dict[Lane, int] = {}
         """The highest seqs that a sink was given to send, in this run."""
         self.books = Books(dict.fromkeys(LANES, 0))
+        self.written: list[tuple[Lane, int, Sequence[Draft]]] = []
+        """By the last transaction: their first seq, and all of a lane; whoever has read it empties it."""
         self.lost: list[Gap] = []
         """Gaps made since the store last looked."""
         self.aside: Path | None = None
@@ -193,6 +195,7 @@ class OutboxFile:
                 tables.set_acknowledged(database, sink, lane, ranges)
         drafts = self._room.make(change, batch, self._gaps, acknowledged)
         boots, numbers = self._number_boots(database, drafts)
+        self.written = [(lane, change.heads[lane] + 1, rows) for lane, rows in drafts.items()]
         for lane, rows in drafts.items():
             tables.insert(database, lane, change.epoch, change.heads[lane] + 1, rows, numbers)
             change.heads[lane] += len(rows)

@@ -18,7 +18,7 @@ from edge_runtime.records import LANES, Gap, Lane
 
 CHUNK_ROWS = 64
 KEY_MAX = tables.ROW_MAX
-PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused", "sinks")
+PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused", "sinks", "imported")
 SAMPLE_TYPES = (int, str, bytes)
 REASON = "disk corrupt"
 

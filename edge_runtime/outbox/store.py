@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edge_runtime import trail
 from edge_runtime.outbox import tables
 from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch, Position, samples_bytes
 from edge_runtime.outbox.database import HINTS, UNWRITABLE, DiskError, Trouble, trouble
@@ -275,12 +276,21 @@ class Store:
             batch.wake(error)
         else:
             batch.wake()
+            self._trace()
         self._tell_losses()
         self._room.set()
         for listener in self._listeners:
             event = listener()
             if event is not None:
                 event.set()
+
+    def _trace(self) -> None:
+        written, self._file.written = self._file.written, []
+        if trail.on(self._log):
+            epoch = self._file.books.epochs[-1].name
+            for lane, first, drafts in written:
+                for seq, draft in enumerate(drafts, first):
+                    self._log.debug("committed", **trail.name(lane, draft), source=draft.source, lane=lane, epoch=epoch, seq=seq)
 
     def _tell_losses(self) -> None:
         file = self._file

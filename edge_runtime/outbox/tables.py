@@ -106,7 +106,7 @@ def epoch_text(number: int) -> str:
     return f"{number & 2**64 - 1:016x}"
 
 
-def _epoch_number(epoch: str) -> int:
+def epoch_number(epoch: str) -> int:
     """16 hex digits -> SQLite's signed 64 bits."""
     number = int(epoch, 16)
     return number - 2**64 if number >= 2**63 else number
@@ -114,7 +114,7 @@ def _epoch_number(epoch: str) -> int:
 
 def add_epoch(database: Database, epoch: Epoch) -> None:
     after = msgspec.json.encode(epoch.after).decode()
-    database.execute("INSERT INTO epochs (epoch, after) VALUES (?, ?)", (_epoch_number(epoch.name), after))
+    database.execute("INSERT INTO epochs (epoch, after) VALUES (?, ?)", (epoch_number(epoch.name), after))
 
 
 def epochs(database: Database) -> list[Epoch]:
@@ -130,7 +130,7 @@ def first_seqs(database: Database, lane: Lane) -> dict[str, int]:
 
 
 def forget_epoch(database: Database, epoch: str) -> None:
-    database.execute("DELETE FROM epochs WHERE epoch = ?", (_epoch_number(epoch),))
+    database.execute("DELETE FROM epochs WHERE epoch = ?", (epoch_number(epoch),))
 
 
 def rename_epoch(database: Database, old: str, new: Epoch) -> None:
@@ -139,7 +139,7 @@ def rename_epoch(database: Database, old: str, new: Epoch) -> None:
     for lane in LANES:
         database.execute(
             f"UPDATE lane_{lane} SET epoch = ? WHERE epoch = ? AND seq > ?",
-            (_epoch_number(new.name), _epoch_number(old), new.after.get(lane, 0)),
+            (epoch_number(new.name), epoch_number(old), new.after.get(lane, 0)),
         )
 
 
@@ -184,7 +184,7 @@ def insert(
 
     sqlite3 looks for an adapter for each value that is not exactly an int, float, str or bytearray: for a bool and for bytes that
     takes as long as a third of their row. Hence the int and the bytearray."""
-    number, values, at = _epoch_number(epoch), list[Any](), 0
+    number, values, at = epoch_number(epoch), list[Any](), 0
     for seq, draft in enumerate(drafts, first):
         stamp = draft.stamp
         boot, synced = boot_numbers[stamp.boot], 1 if stamp.synced else 0
@@ -268,7 +268,7 @@ def add_refused(database: Database, sink: str, record: Record, cause: str, rows_
     """Keeps the newest of each sink and lane within these limits."""
     database.execute(
         "INSERT OR REPLACE INTO refused (sink, lane, epoch, seq, cause, body) VALUES (?,?,?,?,?,?)",
-        (sink, record.lane, _epoch_number(record.epoch), record.seq, cause, record.body),
+        (sink, record.lane, epoch_number(record.epoch), record.seq, cause, record.body),
     )
     database.execute(
         "DELETE FROM refused WHERE sink = ? AND lane = ? AND seq <= (SELECT max(seq) FROM (SELECT seq, "

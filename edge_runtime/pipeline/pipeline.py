@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import config
+from edge_runtime import config, trail
 from edge_runtime.control.actions import Action
 from edge_runtime.inference.model import Model
 from edge_runtime.outbox.batch import Position
@@ -247,6 +247,8 @@ class Pipeline:
         size_bytes = 0
         clock = asyncio.get_running_loop().time
         committed_s = clock()
+        if trail.on(self._log):
+            self._trace(samples)
         for sample in samples:
             made: list[Draft] = []
             if self._windowing is None:
@@ -266,6 +268,11 @@ class Pipeline:
         drafts += await self._judged(windows)
         if drafts or self._needed_row() >= self._committed_row + MOVED_ROWS:
             await self._commit(drafts)
+
+    def _trace(self, samples: Sequence[Sample]) -> None:
+        for each in samples:
+            at = trail.instant(each.stamp)
+            self._log.debug("sample_taken", device=each.device, sample=at, message=each.message_id, row=each.row)
 
     def _forwarded(self, sample: Sample) -> list[Draft]:
         if not self._reporter.changed(sample):
@@ -300,7 +307,10 @@ class Pipeline:
             self._due += results.actions(self.name, self._settings.rules, transitions, found)
         privacy = self._settings.privacy
         result = results.result(self.name, self.device, window, found, alarms=self._rules.alarms, privacy=privacy)
-        return [result, *(results.event_draft(self.name, self.device, found.result_id, each, privacy) for each in transitions)]
+        events = [results.event_draft(self.name, self.device, found.result_id, each, privacy) for each in transitions]
+        if trail.on(self._log):
+            results.trace(self._log, found, zip(transitions, events, strict=True))
+        return [result, *events]
 
     async def _infer(self, window: Window) -> Found:
         model = self._model.last
@@ -308,6 +318,9 @@ class Pipeline:
         reference = self.model_name
         name = results.window_name(window)
         result_id = results.content_id(self._identity, self.name, reference, name)
+        if trail.on(self._log):
+            first, last = trail.instant(window.first), trail.instant(window.last)
+            self._log.debug("window_made", result=result_id, model=reference, first=first, last=last, rows=window.rows)
         if model is None:
             inference, fault, placed = Inference(results.statistics(self._points, window.values), "", ""), "", ""
         elif self._place is None:

@@ -6,7 +6,8 @@ The same window computed again (a retry, a restart, another gateway) by the same
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -87,7 +88,7 @@ def actions(pipeline: str, rules: Sequence[Rule], transitions: Sequence[Transiti
         for each in transitions
         for rule in rules
         if rule.name == each.rule
-        for write in rule.writes
+        for write in rule.writes or ()
         if (write.on == "raised") == each.raised
     ]  # fmt: skip
 
@@ -100,6 +101,15 @@ def event_draft(pipeline: str, device: str, result_id: str, transition: Transiti
         **msgspec.structs.asdict(transition),
     )
     return Draft(Lane.EVENT.of(privacy), pipeline, transition.at, to_json(event), event.id)
+
+
+def trace(log: Any, found: Found, events: Iterable[tuple[Transition, Draft]]) -> None:
+    """For a log at level debug (see trail.py): without outputs."""
+    by, failed = found.inference.executed_on, bool(found.fault)
+    log.debug("result_judged", result=found.result_id, executed_on=by, placed=found.placed, failed=failed)
+    for each, draft in events:
+        what = "event_raised" if each.raised else "event_cleared"
+        log.debug(what, result=found.result_id, event_id=draft.unique, rule=each.rule)
 
 
 def sample_draft(pipeline: str, points: Sequence[str], sample: Sample, privacy: Privacy) -> Draft:

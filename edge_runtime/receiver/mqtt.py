@@ -7,11 +7,11 @@ broker hands it out again, and the ledger recognises it. The session is kept, so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from edge_runtime.bus import messages, topics
 from edge_runtime.bus.messages import BadMessage, Batch, Hello, ReceiptMessage
-from edge_runtime.ports import Address, BrokerError, Bus, Connection, Dice, Message
+from edge_runtime.ports import Address, BrokerError, Bus, Connection, Dice, EdgeError, Message
 from edge_runtime.receiver.ledger import LedgerError
 from edge_runtime.receiver.receiver import Receiver
 
@@ -28,11 +28,15 @@ class Door:
     """Feeds one receiver from one broker, for ever."""
 
     def __init__(
-        self, receiver: Receiver, bus: Bus, address: Address, site: str, dice: Dice, tell: Callable[[str], None]
-    ) -> None:
-        """`site` "+" is every site. `tell` hears, in a line each, when the broker is reached and lost."""
-        self._receiver, self._bus, self._address, self._site = receiver, bus, address, site
-        self._dice, self._tell = dice, tell
+        self, receiver: Receiver, bus: Bus, where: Callable[[], Address], site: str, dice: Dice, tell: Callable[[str], None],
+        sign: Callable[[bytes], bytes] = lambda receipt: receipt, on_roster: Callable[[bytes], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
+        """`where` is asked for each connection. `site` "+" is every site. `tell` hears, in a line each, when the broker is
+        reached and lost. `sign` makes a signed document of a receipt: one signature a message, whatever it covers. `on_roster`
+        hears the rosters of the site that are said there."""
+        self._receiver, self._bus, self._where, self._site = receiver, bus, where, site
+        self._dice, self._tell, self._sign, self._on_roster = dice, tell, sign, on_roster
+        self._roster = topics.roster(site) if on_roster else ""
 
     async def run(self) -> None:
         failures = 0
@@ -53,11 +57,11 @@ class Door:
                 await asyncio.sleep(self._dice.uniform(BACKOFF_S_MIN, limit_s))
 
     async def _connect(self) -> Connection:
-        connection = await self._bus.connect(self._address, timeout_s=CONNECT_S_MAX)
+        connection = await self._bus.connect(self._where(), timeout_s=CONNECT_S_MAX)
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
                 filters = (topics.gateway(self._site, "+", what, self._receiver.name) for what in ("batch", "hello"))
-                await connection.subscribe(*filters)
+                await connection.subscribe(*([self._roster] if self._roster else []), *filters)
         except TimeoutError:
             await connection.close()
             raise BrokerError("the broker did not answer our subscription") from None
@@ -88,6 +92,9 @@ class Door:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _answer(self, connection: Connection, message: Message) -> None:
+        if self._on_roster is not None and message.topic == self._roster:
+            await self._on_roster(message.payload)
+            return
         parsed = topics.parse(message.topic)
         if parsed is None:
             return
@@ -98,7 +105,13 @@ class Door:
             # It would come back for ever if it were not acknowledged; its sender hears why it is refused.
             answer = messages.refusal(self._receiver.name, gateway, message.payload, error)
         to = topics.gateway(site, gateway, "receipt", self._receiver.name)
-        await connection.publish(to, messages.pack(answer), qos=1)
+        await connection.publish(to, self._packed(answer, message.payload), qos=1)
+
+    def _packed(self, answer: ReceiptMessage, payload: bytes) -> bytes:
+        try:
+            return messages.pack(answer, self._sign)
+        except EdgeError as error:  # more ranges than a signed document has room for
+            return messages.pack(messages.refusal(self._receiver.name, answer.gateway, payload, error), self._sign)
 
     async def _work(self, site: str, gateway: str, kind: str, payload: bytes) -> ReceiptMessage:
         message: Hello | Batch = messages.unpack(payload, Hello) if kind == "hello" else messages.unpack(payload, Batch)

@@ -7,6 +7,7 @@ their receipts. With one gateway this costs nothing; with many, or with an MQTT 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_runtime.bus.messages import Batch, Hello, ReceiptMessage
@@ -25,9 +26,11 @@ WAITING_MAX = 200
 class Receiver:
     """One ledger and its commit loop. `run` goes on until it is cancelled; without it `take` waits for ever."""
 
-    def __init__(self, name: str, writer: Worker, reader: Worker) -> None:
-        """`writer` and `reader` are threads: counting a large file must not hold up the commits."""
+    def __init__(self, name: str, writer: Worker, reader: Worker, trace: Callable[[Batch], None] = lambda _: None) -> None:
+        """`writer` and `reader` are threads: counting a large file must not hold up the commits. `trace`: is told each batch that
+        is on the disk."""
         self.name = name
+        self._trace = trace
         self._trouble: LedgerError | None = None
         self._writer = writer
         self._reader = reader
@@ -77,7 +80,8 @@ class Receiver:
                     answer.cancel()
                 raise
             self._trouble = None
-            for (_, answer), receipt in zip(group, receipts, strict=True):
+            for (batch, answer), receipt in zip(group, receipts, strict=True):
+                self._trace(batch)
                 _settle(answer, receipt)
 
     async def close(self) -> None:

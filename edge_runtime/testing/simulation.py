@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 import sqlite3
 import sys
@@ -354,7 +355,11 @@ def _no_host(*_: object) -> Any:
     raise AssertionError("no hosted broker in the simulation")
 
 
-LOG = structlog.wrap_logger(None, processors=[lambda logger, method, event: _drop(logger, method, event)])
+LOG = structlog.wrap_logger(
+    None,
+    processors=[lambda logger, method, event: _drop(logger, method, event)],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+)
 
 
 def _drop(_logger: Any, _method: str, _event: Any) -> Any:

@@ -42,6 +42,8 @@ LEVELS: dict[str, int] = {
     "address": 2,
     "document": 2,
     "saying": 2,
+    "trail": 1,
+    "references": 3,
     "adapter": 3,
     "crosschecks": 4,
     "config": 5,
@@ -59,6 +61,7 @@ LEVELS: dict[str, int] = {
     "pipeline": 9,
     "building": 10,
     "condition": 10,
+    "support": 9,
     "verbs": 10,
     "watching": 10,
     "gateway": 11,
@@ -72,7 +75,7 @@ LEVELS: dict[str, int] = {
 ONLY: dict[str, tuple[str, ...]] = {
     "receiver": ("outbox", "bus", "address", "ports", "records"),
     "trust": ("document", "saying", "ports", "records"),
-    "control": ("outbox", "bus", "board", "trust", "address", "config", "crosschecks", "adapter", "document", "saying", "ports", "records"),
+    "control": ("outbox", "bus", "board", "trust", "address", "references", "config", "crosschecks", "adapter", "document", "saying", "ports", "records"),
 }
 """Rooms that stand further apart than their level says: the receiver is the cloud's end, it knows no gateway; trust knows no
 gateway either; control steers through ports, it knows neither mesh nor pipelines."""

@@ -13,7 +13,7 @@ import pytest
 
 from edge_runtime import cli, config
 from edge_runtime.cli import terminal, yaml_sample
-from edge_runtime.cli.config import schema
+from edge_runtime.cli.config.schema import schema
 from edge_runtime.document import Problem
 from edge_runtime.ports import EdgeError
 from edge_runtime.sources.registry import Registry
@@ -42,7 +42,7 @@ finally:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False).stdout
     assert "HEAVY []" in shown
     for verb in cli.VERBS:
-        assert f"\n    {verb} " in shown
+        assert re.search(rf"\n    {verb}\s", shown), verb
 
 
 def test_every_verb_has_its_help() -> None:
@@ -119,7 +119,8 @@ def test_what_is_commented_out_can_be_opened(adapter: str) -> None:
     text = "\n".join(re.sub(r"^( *)#(?=\S|  )", r"\1", line) for line in lines)
     assert "\nbroker:\n" in text
     assert "\n    period_s: 1.0\n" in text
-    assert [str(problem) for problem in _problems(text, registry) if problem.path not in ("devices.press.options", "mesh")] == []
+    known = ("devices.press.options", "mesh", "pipelines.press-anomaly.rules[0].writes[0].point")
+    assert [str(problem) for problem in _problems(text, registry) if problem.path not in known] == []
 
 
 def _problems(text: str, registry: Registry) -> tuple[Problem, ...]:

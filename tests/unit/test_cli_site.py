@@ -397,6 +397,19 @@ def test_what_root_writes_belongs_to_the_gateways_user(plant: Command, here: Pat
     assert {path.stat().st_uid for path in (home / "id", *(home / "id").iterdir())} == {12_345}
 
 
+def test_root_gives_nothing_away_through_a_link(plant: Command, here: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away: not tried")
+    home, secret = here / "lib", here / "etc"
+    for each in (home, secret):
+        each.mkdir()
+    (secret / "shadow").write_text("")
+    os.chown(home, 12_345, 12_345)
+    (home / "id.joining").symlink_to(secret)
+    plant("join", "--request", "r", "--name", "g3", "--site", "plant", "--folder", "lib/id", status=1)
+    assert (secret / "shadow").stat().st_uid == 0
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_runtime.cli import identity
+
 SUMMARY = "show the gateways of a site, send one a task, or ask why a window was computed where it was"
 
 SHOW = "show"
@@ -24,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(metavar="WHAT", dest="what", required=True, title="what (show, if nothing is said)")
     show = kinds.add_parser(SHOW, help="the gateways: role, load, models, temperature, tasks", description=SUMMARY)
     show.add_argument("gateway_file", nargs="?", type=Path, metavar="FILE", help="short for --config FILE")
-    _add_where(show)
+    add_where(show)
     show.add_argument("--json", action="store_true", help="print one JSON object, and end")
     show.add_argument("--seconds", type=_seconds, metavar="N", help="end after so many seconds (default: never; --json: 5)")
     submit = kinds.add_parser("submit", help="send windows to a gateway and print what it makes of them")
@@ -38,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     why.add_argument("result", metavar="RESULT-ID", help="`id` of a result: see `edge-runtime outbox FILE export --lane result`")
     why.add_argument("--outbox", type=Path, metavar="FILE", help="if no gateway remembers it, look into this outbox")
     for each in (submit, why):
-        _add_where(each)
+        add_where(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -51,12 +53,14 @@ def run(args: argparse.Namespace) -> int:
     return int(importlib.import_module(f"edge_runtime.cli.mesh.{args.what}").run(args))
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """--config, --broker, --site, --identity: `finding.plan(args)` reads them."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="a gateway's file: its site, and where its broker is")
     parser.add_argument("--broker", metavar="URL", help=f"mqtt://[user:password@]host[:port] (default: {BROKER_DEFAULT})")
     parser.add_argument(
         "--site", metavar="SITE", help="default: the only one there; given without --broker, mDNS looks for it, too"
     )
+    identity.add_argument(parser)
 
 
 def _seconds(text: str) -> float:

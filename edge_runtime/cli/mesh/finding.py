@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,13 +15,16 @@ from edge_runtime.address import address
 from edge_runtime.board.system import SystemDice
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.broker import PahoBus
+from edge_runtime.bus.member import Dress
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Brokers
+from edge_runtime.cli import identity
 from edge_runtime.cli.mesh import BROKER_DEFAULT
 from edge_runtime.ports import Address, BrokerError, Connection, EdgeError, Message
 
 if TYPE_CHECKING:
     from edge_runtime.config import Config
+    from edge_runtime.trust.identity import Identity
 
 CONNECT_S_MAX = 2.0
 DISCOVER_S_MAX = 3.0
@@ -34,13 +37,18 @@ KEEPALIVE_S = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """`site` "": the only one that is there. `ours`: only a broker that a gateway of the site says to host."""
+    """`site` "": the only one that is there. `ours`: only a broker that a gateway of the site says to host. `identity`: as whom
+    we come; None: as nobody, to a broker that lets everybody in."""
 
     site: str
     places: tuple[Address, ...]
     ours: bool = False
     settings: Config | None = None
     discover: bool = False
+    identity: Identity | None = None
+
+    def dressed(self, place: Address) -> Address:
+        return place if self.identity is None else Dress(self.identity)(place)
 
     @property
     def guessed(self) -> bool:
@@ -59,12 +67,21 @@ class Joined:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Raises EdgeError: a url or a file that is wrong, no broker in it."""
+    """Raises EdgeError: a url, a file or an identity that is wrong, no broker in the file."""
+    who = identity.find(args.identity)
+    found = _places(args, args.site or (who.site if who else ""))
+    if who is not None and found.site != who.site:
+        raise EdgeError(f"your identity is of the site {who.site}, not of {found.site}", "--identity DIR: one of that site")
+    return replace(found, identity=who)
+
+
+def _places(args: argparse.Namespace, site: str) -> Plan:
     if args.broker:
-        return Plan(args.site or "", (address(args.broker),))
+        return Plan(site, (address(args.broker),))
     if args.config is None:
-        return Plan(args.site or "", (address(BROKER_DEFAULT),), discover=bool(args.site))
-    from edge_runtime import config
+        return Plan(site, (address(BROKER_DEFAULT),), discover=bool(site))
+    from edge_runtime import config, references
+    from edge_runtime.board.secrets import SystemSecrets
     from edge_runtime.sources.registry import Registry
 
     settings = config.load_file(args.config, Registry()).config
@@ -73,7 +90,9 @@ def plan(args: argparse.Namespace) -> Plan:
         raise EdgeError(f"{args.config}: this gateway has no broker (broker.mode: none)", "a mesh needs `broker: {mode: auto}`")
     own = address(broker.url)
     if broker.mode == "external":
-        return Plan(site, (own,))
+        secrets = SystemSecrets(args.config.resolve().parent / config.secrets_folder(settings))
+        name = references.name_in(own.password)
+        return Plan(site, (msgspec.structs.replace(own, password=secrets.get(name)) if name else own,))
     here = address(f"mqtt://127.0.0.1:{own.port}")
     if broker.mode == "hosted":
         return Plan(site, (here,))
@@ -94,7 +113,7 @@ async def joined(where: Plan) -> AsyncIterator[Joined]:
 
 
 async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
-    search = _Search(where.site, name)
+    search = _Search(where, name)
     for place in where.places:
         if found := await search.at(place, ours=where.ours):
             return found
@@ -109,7 +128,9 @@ async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
             cause, "say where: --config FILE of a gateway, --site SITE (looks with mDNS), or --broker mqtt://HOST:PORT"
         )
     if len(search.failures) == 1 and not where.discover:
-        raise next(iter(search.failures.values()))
+        error = next(iter(search.failures.values()))
+        who = "" if where.identity else "; a site with an authority lets members in: --identity DIR"
+        raise BrokerError(error.cause, f"{error.hint}{who}")
     causes = [error.cause for error in search.failures.values()]
     causes += [f"mDNS: no other place within {DISCOVER_S_MAX:g} s"] if where.discover else []
     hint = "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
@@ -119,9 +140,9 @@ async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
 class _Search:
     """`failures`: by place, each is tried once."""
 
-    def __init__(self, site: str, name: str) -> None:
+    def __init__(self, where: Plan, name: str) -> None:
         self.failures: dict[str, BrokerError] = {}
-        self._site, self._name = site, name
+        self._where, self._site, self._name = where, where.site, name
 
     async def at(self, place: Address, *, ours: bool) -> tuple[Connection, str] | None:
         """`ours`: only if a gateway of the site hosts it; where its word says that the host is elsewhere, there."""
@@ -132,9 +153,8 @@ class _Search:
             if at in self.failures:
                 continue
             try:
-                connection = await PahoBus().connect(
-                    msgspec.structs.replace(place, client_id=self._name, keepalive_s=KEEPALIVE_S), timeout_s=CONNECT_S_MAX
-                )
+                named = msgspec.structs.replace(self._where.dressed(place), client_id=self._name, keepalive_s=KEEPALIVE_S)
+                connection = await PahoBus().connect(named, timeout_s=CONNECT_S_MAX)
                 said = await _said(connection, self._site) if ours else None
                 if not ours or (said is not None and said.run):
                     return connection, at
@@ -160,12 +180,12 @@ async def _said(connection: Connection, site: str) -> Brokers | None:
         return True
 
     await connection.subscribe(topic)
-    await _until(connection, ours)
+    await until(connection, ours)
     await connection.unsubscribe(topic)
     return found[0] if found else None
 
 
-async def _until(connection: Connection, holds: Callable[[Message], bool]) -> bool:
+async def until(connection: Connection, holds: Callable[[Message], bool]) -> bool:
     """For what the broker has kept. False: nothing of the kind came."""
     limit_s = RETAINED_S
     while True:
@@ -174,6 +194,7 @@ async def _until(connection: Connection, holds: Callable[[Message], bool]) -> bo
                 message = await connection.receive()
         except TimeoutError:
             return False
+        connection.acknowledge(message)  # a broker hands out twenty that are not, and waits
         if holds(message):
             return True
         limit_s = QUIET_S
@@ -191,7 +212,7 @@ async def _only_site(connection: Connection, at: str) -> str:
 
     everywhere = topics.gateway("+", "+", "status")
     await connection.subscribe(everywhere)
-    await _until(connection, note)
+    await until(connection, note)
     await connection.unsubscribe(everywhere)
     if len(sites) == 1:
         return sites.pop()

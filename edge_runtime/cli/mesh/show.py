@@ -45,10 +45,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _json(plan: Plan, seconds: float) -> None:
+    terminal.emit_json(await look(plan, seconds))
+
+
+async def look(plan: Plan, seconds: float) -> dict[str, Any]:
+    """Who is there now. Raises EdgeError: no broker, nobody."""
     import msgspec
 
     async with finding.joined(plan) as joined:
-        sight, clock = Sight(joined.site), SystemClock()
+        sight, clock = Sight(joined.site, plan.identity), SystemClock()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await _first(joined, sight)
@@ -58,9 +63,7 @@ async def _json(plan: Plan, seconds: float) -> None:
         if not rows:
             raise _nobody(joined)
         host = sight.brokers.host if sight.brokers else None
-        terminal.emit_json(
-            {"site": joined.site, "broker": joined.where, "host": host, "gateways": msgspec.to_builtins(rows)}
-        )  # fmt: skip
+        return {"site": joined.site, "broker": joined.where, "host": host, "gateways": msgspec.to_builtins(rows)}
 
 
 async def _watch(plan: Plan, seconds: float | None) -> None:
@@ -72,7 +75,7 @@ async def _watch(plan: Plan, seconds: float | None) -> None:
             while True:
                 try:
                     async with finding.joined(plan) as joined:
-                        sight = Sight(joined.site)
+                        sight = Sight(joined.site, plan.identity)
                         await _first(joined, sight)
                         if not began and not sight.rows(0):
                             raise _nobody(joined)

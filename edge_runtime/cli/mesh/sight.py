@@ -8,7 +8,11 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.mesh.peers import LATE_PERIODS
+from edge_runtime.mesh.sealing import BIRTH
 from edge_runtime.ports import Message, Offer
+from edge_runtime.trust import envelope
+from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import Forged
 
 GATEWAYS_MAX = 10_000
 PERIOD_S = 1.0
@@ -45,8 +49,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class Sight:
     """Every `now_ns` is of one monotonic clock."""
 
-    def __init__(self, site: str) -> None:
+    def __init__(self, site: str, identity: Identity | None = None) -> None:
+        """With an identity only gateways of its site are seen, by the newest roster there is: births are signed. Without, nobody
+        can tell who signed them."""
         self.site = site
+        self._authority = identity.authority if identity else b""
+        self._roster = identity.roster if identity else None
+        self._signers: dict[str, str] = {}
         self.brokers: Brokers | None = None
         self.bad = 0
         """Messages that were none."""
@@ -56,15 +65,19 @@ class Sight:
 
     def filters(self) -> tuple[str, ...]:
         site = self.site
-        return topics.gateway(site, "+", "status"), topics.gateway(site, "+", "load"), topics.brokers(site)
+        first = (topics.roster(site),) if self._roster else ()
+        return *first, topics.gateway(site, "+", "status"), topics.gateway(site, "+", "load"), topics.brokers(site)
 
     def take(self, message: Message, now_ns: int) -> None:
         try:
             self._take(message, now_ns)
-        except BadMessage:
+        except (BadMessage, Forged):
             self.bad += 1
 
     def _take(self, message: Message, now_ns: int) -> None:
+        if message.topic == topics.roster(self.site):
+            self._take_roster(message.payload)
+            return
         if message.topic == topics.brokers(self.site):
             self.brokers = presence.unpack(message.payload, Brokers) if message.payload else None
             return
@@ -75,7 +88,7 @@ class Sight:
         if rest == ("status",) and not message.payload:
             self._forget(name)
         elif rest == ("status",):
-            self._take_birth(presence.unpack(message.payload, Birth), message.retain, now_ns)
+            self._take_birth(presence.unpack(self._document(name, message.payload), Birth), message.retain, now_ns)
         elif rest == ("load",):
             load = presence.unpack(message.payload, Load)
             self._loads[name], self._heard[name] = load, now_ns
@@ -90,7 +103,28 @@ class Sight:
         if not retained:
             self._heard[birth.gateway] = now_ns
 
+    def _take_roster(self, payload: bytes) -> None:
+        """Whoever it has revoked is not seen any more."""
+        if self._roster is None or not payload:
+            return
+        found = envelope.open_roster(payload, self.site, self._authority)
+        if found.revision > self._roster.revision:
+            self._roster = found
+            for name in [name for name, key in self._signers.items() if found.member(key) is None]:
+                self._forget(name)
+
+    def _document(self, gateway: str, payload: bytes) -> bytes:
+        """Of a birth, as its gateway wrote it. Raises Forged."""
+        if self._roster is None:
+            return envelope.unwrap(payload)
+        found = envelope.open(payload, BIRTH, self._roster)
+        if (found.by, found.role) != (gateway, "gateway"):
+            raise Forged(f"birth: of {gateway}, signed by {found.by} ({found.role})")
+        self._signers[gateway] = found.key
+        return found.document
+
     def _forget(self, name: str) -> None:
+        self._signers.pop(name, None)
         for table in (self._births, self._loads, self._heard):
             table.pop(name, None)
 

@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime.board.system import SystemClock, SystemDice
-from edge_runtime.bus import frames
+from edge_runtime.bus import frames, presence, topics
 from edge_runtime.bus.frames import Reply, Verdict
+from edge_runtime.bus.presence import Birth
 from edge_runtime.cli import terminal
 from edge_runtime.cli.mesh import finding
 from edge_runtime.cli.mesh.finding import Joined
 from edge_runtime.cli.mesh.sight import Row, Sight
 from edge_runtime.mesh.asking import Asking, Unanswered
 from edge_runtime.mesh.link import Home, Link
-from edge_runtime.ports import Address, BrokerError, EdgeError
+from edge_runtime.mesh.sealing import Sealing
+from edge_runtime.ports import Address, BrokerError, EdgeError, Message
 from edge_runtime.records import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edge_runtime.trust.identity import Identity
 
 LOOK_S = 2.0
 """How long to wait for the heartbeats of gateways that have the model."""
@@ -57,12 +61,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _submit(args: argparse.Namespace, windows: NDArray[np.float64]) -> None:
-    async with finding.joined(finding.plan(args)) as joined:
-        rows = await _look(joined, args.model)
+    plan = finding.plan(args)
+    who = plan.identity
+    check_may_ask(who)
+    async with finding.joined(plan) as joined:
+        rows = await _look(joined, args.model, who)
+        check_not_running(who, rows)
         model = chosen_model(args.model, rows)
         gateways = candidates(model, rows, args.gateway)
         done: list[Done] = []
-        async with _asking(joined) as asking:
+        async with _asking(joined, who, gateways) as asking:
             for number, window in _with_progress(list(enumerate(windows))):
                 done.append(await _one(asking, gateways, model, number, window, args.deadline))
     if args.json:
@@ -101,9 +109,24 @@ def read(file: Path) -> NDArray[np.float64]:
 # --- who gets it -----------------------------------------------------------------------------------------------------
 
 
-async def _look(joined: Joined, model: str) -> list[Row]:
+def check_may_ask(who: Identity | None) -> None:
+    """Where the site has an authority, tasks are sealed between two gateways. Raises EdgeError."""
+    if who is not None and who.role != "gateway":
+        cause = f"{who.name} is {who.role}: where a site has an authority, tasks go between gateways only, sealed for each other"
+        hint = "on a gateway that is stopped, or one of its own for tests: --identity DIR of the gateway (data_dir/identity)"
+        raise EdgeError(cause, hint)
+
+
+def check_not_running(who: Identity | None, rows: Sequence[Row]) -> None:
+    """Raises EdgeError: there would be two of one name, and the gateway that works would take the other for a rival."""
+    if who is not None and any(row.gateway == who.name for row in rows):
+        hint = f"--identity DIR of another gateway; or stop {who.name} meanwhile"
+        raise EdgeError(f"the gateway {who.name} runs: nobody else may speak in its name", hint)
+
+
+async def _look(joined: Joined, model: str, who: Identity | None = None) -> list[Row]:
     """Until all that have the model were heard: a better one than the first may be among them."""
-    sight, clock = Sight(joined.site), SystemClock()
+    sight, clock = Sight(joined.site, who), SystemClock()
 
     def heard() -> bool:
         able = [row for row in sight.rows(clock.mono_ns()) if _offered(model, [row])]
@@ -156,27 +179,57 @@ def candidates(model: str, rows: Sequence[Row], only: str | None) -> list[str]:
 
 
 @asynccontextmanager
-async def _asking(joined: Joined) -> AsyncIterator[Asking]:
-    link = Link(joined.site, joined.name, SystemDice().token(), _Quiet())
+async def _asking(joined: Joined, who: Identity | None, gateways: Sequence[str]) -> AsyncIterator[Asking]:
+    """`who`: a gateway of the site, which says that it is there, for the others to know its key; and that it is gone."""
+    link = Link(joined.site, who.name if who else joined.name, SystemDice().token(), _Quiet(), Sealing(who) if who else None)
     ready = asyncio.Event()
+    met = dict.fromkeys(gateways if who else (), False)
 
     async def join() -> None:
-        ready.set()
+        await _say_birth(link, online=True)
+        if not met:
+            ready.set()
 
+    def hear(gateway: str, message: Message) -> None:
+        if link.sealing is not None and gateway in met and message.payload:
+            link.sealing.meet(gateway, presence.unpack(message.payload, Birth).agreement)
+            met[gateway] = True
+            if all(met.values()):
+                ready.set()
+
+    def take_roster(_: str, message: Message) -> None:
+        if who is not None:
+            with contextlib.suppress(EdgeError):  # with the one that it has it goes on
+                who.take_roster(message.payload)
+
+    if who is not None:
+        link.on("roster", take_roster, topics.roster(joined.site))
+    link.on("status", hear)
     link.joined.append(join)
     asking = Asking(link, SystemClock(), _Quiet())
     serving = asyncio.create_task(link.serve(joined.connection, Home(Address(host=joined.where))), name="link")
     waiting = asyncio.create_task(ready.wait(), name="ready")
     try:
-        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED, timeout=LOOK_S)
         if serving.done():
             serving.result()
         yield asking
     finally:
+        with contextlib.suppress(BrokerError):
+            await _say_birth(link, online=False)
         waiting.cancel()
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError, BrokerError):
             await serving
+
+
+async def _say_birth(link: Link, *, online: bool) -> None:
+    """Raises BrokerError."""
+    if link.sealing is not None:
+        key = link.sealing.public if online else ""
+        birth = Birth(site=link.site, gateway=link.gateway, instance=link.instance, online=online, agreement=key)
+        topic = topics.gateway(link.site, link.gateway, "status")
+        await link.send(topic, link.sealing.sign(presence.pack(birth)), qos=1, retain=True)
 
 
 async def _one(
@@ -218,6 +271,9 @@ class _Quiet:
 
     def warning(self, *_: Any, **__: Any) -> None:
         return
+
+    def is_enabled_for(self, _level: int) -> bool:
+        return False
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

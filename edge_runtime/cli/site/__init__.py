@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edge_runtime.cli import identity
+
 SUMMARY = "make a site of your own, let gateways and people in, and put them out again"
 
 WORDS = ("init", "token", "sign", "renew", "person", "members", "revoke", "roster")
-ROLES = ("viewer", "operator", "engineer")
+ROLES = ("viewer", "operator", "engineer", "receiver", "device")
 EXPIRES = "10m"
 
 
@@ -19,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         ("token", _token, "let one gateway in over the network: prints a token for `edge-runtime join`, and waits"),
         ("sign", _sign, "let one gateway in by file: answers what `edge-runtime join --request` wrote"),
         ("renew", _renew, "certificates for another two years"),
-        ("person", _person, "make a key and a certificate for a person"),
+        ("person", _person, "make a key and a certificate for a person, a receiver or other equipment"),
         ("members", _members, "who belongs to the site, and who was revoked"),
         ("revoke", _revoke, "put a gateway or a person out"),
         ("roster", _roster, "the signed list of members, for a site that the network does not reach"),
@@ -70,16 +72,20 @@ def _sign(parser: argparse.ArgumentParser) -> None:
 
 def _renew(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "names", nargs="+", metavar="NAME|FILE", help="members, or what `edge-runtime join --request FILE` wrote on them"
-    )
+        "names", nargs="*", metavar="NAME|FILE",
+        help="members, or what `edge-runtime join --request FILE` wrote on them; none: all that have asked on the broker",
+    )  # fmt: skip
+    _where(parser, "answer all gateways that have asked")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", default=Path(), help="where NAME.answer goes (default: here)")
 
 
 def _person(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME")
     parser.add_argument(
-        "--role", required=True, choices=ROLES, help="viewer reads; operator commands, too; engineer configures, too"
-    )
+        "--role", required=True, choices=ROLES,
+        help="viewer reads; operator commands, too; engineer configures, too; receiver: `edge-runtime receive` in the plant; "
+        "device: equipment that publishes below device/NAME/ and NAME/",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the new identity folder (default: NAME-identity)")
     _replace(parser)
 
@@ -91,10 +97,21 @@ def _members(parser: argparse.ArgumentParser) -> None:
 def _revoke(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="see `edge-runtime site members`")
     parser.add_argument("--why", metavar="TEXT", default="", help="for the record: every member can read it")
+    _where(parser, "tell the site at once")
 
 
 def _roster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--publish", action="store_true", help="tell the site: needs --broker or --config, and --identity")
+    _where(parser, "tell the site")
+
+
+def _where(parser: argparse.ArgumentParser, what: str) -> None:
+    """spreading.py reads them."""
+    parser.add_argument("--broker", metavar="URL", help=f"{what}, over this broker of it: mqtt://host[:port]")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"{what}, over the broker that this gateway's file names")
+    parser.set_defaults(site=None)
+    identity.add_argument(parser)
 
 
 def _replace(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     _, roster = opening.roster(opening.folder(args.folder))
     revoked = {each.key: each for each in roster.revoked}  # a key that was renewed has several certificates
     rows = [
-        *((each.name, each.role, each.fingerprint, _day(each.not_after_s), None, None) for each in roster.members),
+        *((each.name, each.role, each.fingerprint, day(each.not_after_s), None, None) for each in roster.members),
         *((each.name, None, fingerprint(bytes.fromhex(each.key)), None, "revoked", each.why) for each in revoked.values()),
     ]
     columns = ("name", "role", "key", "renew by", "revoked", "why")
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _day(seconds: int) -> str:
+def day(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()

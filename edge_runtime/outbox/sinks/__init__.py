@@ -19,6 +19,7 @@ import msgspec
 from edge_runtime import address as bus_address
 from edge_runtime.config import AnySink, HttpsSink, MqttSink
 from edge_runtime.ports import Address, Bus, Sink, SinkError, Worker
+from edge_runtime.trust.identity import Identity
 
 
 def make(
@@ -31,10 +32,12 @@ def make(
     new_worker: Callable[[], Worker],
     local: Callable[[], Address] | None,
     resolve: Callable[[str], Path],
+    identity: Identity | None = None,
 ) -> Sink:
     """The sink `name` as configured. `local`: where the local broker is now, for `url: local` (it raises BrokerError while it is
     nowhere; None: there will never be one); `resolve` makes a configured file name
-    a path. Raises SinkError when the settings cannot work."""
+    a path; `identity`: of this gateway, if the sink's far end is on the broker of its site: there receipts are signed. Raises
+    SinkError when the settings cannot work."""
 
     def file(configured: str) -> Path | None:
         return resolve(configured) if configured else None
@@ -52,9 +55,10 @@ def make(
                 from edge_runtime.outbox.sinks import mqtt_live
 
                 return mqtt_live.MqttLiveSink(site, gateway, bus, where, timeout_s=settings.timeout_s)
-            from edge_runtime.outbox.sinks import mqtt
+            from edge_runtime.outbox.sinks import mqtt, receipts
 
-            return mqtt.MqttSink(site, gateway, settings.receiver, bus, where, timeout_s=settings.timeout_s)
+            opened = receipts.opener(settings.receiver, identity) if identity else None
+            return mqtt.MqttSink(site, gateway, settings.receiver, bus, where, timeout_s=settings.timeout_s, opened=opened)
 
 
 def _where(

@@ -1,7 +1,8 @@
 """Records to a receiver through an MQTT broker, confirmed by the receiver's own receipts (runs).
 
 The broker's PUBACK is no delivery: it says that the broker has the batch, and a broker drops what a subscriber's queue
-cannot hold. So one batch is under way at a time, and it is done when a receipt covers it.
+cannot hold. So one batch is under way at a time, and it is done when a receipt covers it. On the broker of a site with an
+authority a receipt counts if the receiver has signed it; what anybody else says there is counted, and waited past.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from edge_runtime.bus import messages, topics
 from edge_runtime.bus.messages import BadMessage, Batch, ReceiptMessage
 from edge_runtime.outbox import intervals
 from edge_runtime.outbox.sinks.receipts import merged
-from edge_runtime.ports import Address, BrokerError, Bus, Connection, Receipt, Refused, SinkError
+from edge_runtime.ports import Address, BrokerError, Bus, Connection, Message, Receipt, Refused, SinkError
 from edge_runtime.records import Record
+from edge_runtime.trust.roster import Forged
 
 HELLO_AGAIN_S = 0.5
 """A hello is QoS 0, so that a receiver that is away finds no heap of them; it is said again until it is answered."""
@@ -28,10 +30,16 @@ class MqttSink:
     confirms = True
 
     def __init__(
-        self, site: str, gateway: str, receiver: str, bus: Bus, where: Callable[[], Address], *, timeout_s: float
-    ) -> None:
+        self, site: str, gateway: str, receiver: str, bus: Bus, where: Callable[[], Address], *, timeout_s: float,
+        opened: Callable[[bytes], bytes] | None = None,
+    ) -> None:  # fmt: skip
+        """`opened`: of a signed receipt what was signed (receipts.opener); None: receipts are not signed."""
         self._site, self._gateway, self._receiver = site, gateway, receiver
         self._bus, self._where, self._timeout_s = bus, where, timeout_s
+        self._opened = opened
+        self._why_forged = ""
+        self.forged = 0
+        """Receipts that the receiver has not signed."""
         self._connection: Connection | None = None
 
     async def open(self, epochs: Sequence[str]) -> Receipt:
@@ -84,24 +92,45 @@ class MqttSink:
         while True:
             message = await connection.receive()
             connection.acknowledge(message)
-            try:
-                answer = messages.unpack(message.payload, ReceiptMessage)
-            except BadMessage as error:
-                hint = f"who else publishes on {message.topic}?"
-                raise SinkError(f"receiver {self._receiver}: no receipt: {error.cause}", hint) from None
+            answer = self._read(message)
+            if answer is None:
+                continue
             if answer.failure is None:
                 return answer
             if answer.failure.refused == digest:
                 raise Refused(f"receiver {self._receiver}: {answer.failure.cause}", answer.failure.hint)
 
+    def _read(self, message: Message) -> ReceiptMessage | None:
+        """None: the receiver has not signed it. Raises SinkError where nobody signs, and it is no receipt."""
+        if self._opened is None:
+            try:
+                return messages.unpack(message.payload, ReceiptMessage)
+            except BadMessage as error:
+                hint = f"who else publishes on {message.topic}?"
+                raise SinkError(f"receiver {self._receiver}: no receipt: {error.cause}", hint) from None
+        try:
+            answer = messages.unpack(message.payload, ReceiptMessage, self._opened)
+        except (BadMessage, Forged) as error:
+            self._why_forged = error.cause
+        else:
+            if (answer.receiver, answer.gateway) == (self._receiver, self._gateway):
+                return answer
+            self._why_forged = f"a receipt of {answer.receiver} for {answer.gateway}"
+        self.forged += 1
+        return None
+
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
+        self._why_forged = ""
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield
         except TimeoutError:
             hint = f"is `edge-runtime receive --name {self._receiver}` running, on the same broker?"
-            raise SinkError(f"receiver {self._receiver}: no receipt within {self._timeout_s:g} s", hint) from None
+            cause = f"receiver {self._receiver}: no receipt within {self._timeout_s:g} s"
+            if self._why_forged:
+                cause, hint = f"{cause} that it has signed: {self._why_forged}", f"{hint} With --identity of the receiver?"
+            raise SinkError(cause, hint) from None
         except BrokerError as error:
             raise SinkError(error.cause, error.hint) from None
 

@@ -1,4 +1,4 @@
-"""edge-runtime config: the schema of the configuration, and a sample to start from."""
+"""`edge-runtime config schema`: the JSON schema of the configuration, with every adapter that is installed."""
 
 from __future__ import annotations
 
@@ -11,38 +11,14 @@ if TYPE_CHECKING:
     from edge_runtime.adapter import Adapter
     from edge_runtime.sources.registry import Registry
 
-SUMMARY = "print the configuration's JSON schema, or a commented sample"
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(metavar="WHAT", required=True, dest="what")
-    verbs.add_parser("schema", help="JSON schema, with the options and points of every installed adapter")
-    sample = verbs.add_parser("example", help="a commented sample; every key that is commented out shows its default")
-    sample.add_argument("--adapter", default="modbus", help="of the device in the sample (default: %(default)s)")
-
 
 def run(args: argparse.Namespace) -> int:
     """Prints to standard output; 0."""
+    from edge_runtime.cli import terminal
     from edge_runtime.sources.registry import Registry
 
-    registry = Registry()
-    if args.what == "schema":
-        from edge_runtime.cli import terminal
-
-        terminal.emit_json(schema(_working(registry)))
-    else:
-        print(_example(registry, args.adapter))
+    terminal.emit_json(schema(_working(Registry())))
     return 0
-
-
-def _example(registry: Registry, name: str) -> str:
-    from edge_runtime.cli import yaml_sample
-    from edge_runtime.document import closest
-    from edge_runtime.ports import EdgeError
-
-    if name not in registry:
-        raise EdgeError(f"no adapter {name} is installed", closest(name, registry, "installed are"))
-    return "\n".join(yaml_sample.configuration(name, registry[name]))
 
 
 def _working(registry: Registry) -> dict[str, type[Adapter]]:

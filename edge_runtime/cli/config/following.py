@@ -1,0 +1,69 @@
+"""What came of a document (decides): from what the gateways report after it was published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edge_runtime.bus.control import Reported
+
+FIRST_WORD_S = 15.0
+"""A gateway that is there has said something by then."""
+MARGIN_S = 30.0
+"""To stop and start what changed, beside the trial."""
+TRIAL_S = 60.0
+"""Of a gateway that does not report its own."""
+REFUSED = "refused: "
+OVER = ("active", "reverted", "rejected")
+
+
+class Following:
+    """`digest`: of the document; None: whatever is reported next (a rollback has no document)."""
+
+    def __init__(self, digest: str | None, gateways: Iterable[str], trial_s: float = TRIAL_S) -> None:
+        self.waiting = dict.fromkeys(gateways)
+        self.last: dict[str, Reported] = {}
+        """The newest report of each about this document."""
+        self.outcome: dict[str, str] = {}
+        self._digest, self._trial_s = digest, trial_s
+
+    @property
+    def taken_everywhere(self) -> bool:
+        return not self.waiting and all(state == "active" for state in self.outcome.values())
+
+    @property
+    def patience_s(self) -> float:
+        """How long the next word may take. Others wait for their canaries' trial."""
+        if not self.last:
+            return FIRST_WORD_S
+        waits = any(report.state == "validating" for report in self.last.values())
+        return self._trial_s * (2 if waits else 1) + MARGIN_S
+
+    def take(self, report: Reported) -> str:
+        """A new report. Returns a line for people; "": it says nothing about this document, or nothing new."""
+        name = report.gateway
+        if name not in self.waiting:
+            return ""
+        refused = report.cause.startswith(REFUSED) and not report.document
+        if not refused and (report.document != self._digest if self._digest is not None else False):
+            return ""
+        before = self.last.get(name)
+        if self._digest is None and before is None and report.state in OVER:
+            return ""  # of before
+        self.last[name] = report
+        state = "refused" if refused else report.state
+        if refused or state in OVER:
+            self.outcome[name] = state
+            del self.waiting[name]
+        if before is not None and (before.state, before.cause) == (report.state, report.cause):
+            return ""
+        return f"{name}: {state}{_more(report, refused)}"
+
+
+def _more(report: Reported, refused: bool) -> str:
+    if refused:
+        return f": {report.cause.removeprefix(REFUSED)}"
+    if report.state == "trial":
+        return f" (restarts {', '.join(report.restarts)})" if report.restarts else " (nothing restarts)"
+    if report.state == "active" and report.mode == "normal":
+        return ""
+    return f": {report.cause}" if report.cause else ""

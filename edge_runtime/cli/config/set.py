@@ -1,0 +1,43 @@
+"""`edge-runtime config set`: changes values, on top of what the layer says already."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from edge_runtime.bus import control as messages
+from edge_runtime.bus.control import Desired
+from edge_runtime.cli.commanding import commanded
+from edge_runtime.cli.config import patching
+from edge_runtime.cli.config.wanting import Wanting, want, wanting
+from edge_runtime.ports import EdgeError
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: active; 1: it was not taken, or taken back. Raises EdgeError."""
+    change = patching.patch([patching.assignment(each) for each in args.changes])
+    return asyncio.run(_set(args, change))
+
+
+async def _set(args: argparse.Namespace, change: dict[str, object]) -> int:
+    async with wanting(args) as wanted:
+        held = await _in_force(wanted)
+        wanted.before = held.content if held else {}
+        return await want(wanted, patching.on_top(held, change, wanted.layer))
+
+
+async def _in_force(wanted: Wanting) -> Desired | None:
+    """What the layer says. Where the document on the broker is not the one that counts (refused, taken back, old) it is not
+    built on: a gateway knows which one does. Raises EdgeError."""
+    if wanted.in_force:
+        return wanted.held
+    gateway, _ = wanted.states[0]
+    print(f"note: this builds on the document of {wanted.layer} that is in force on {gateway}", file=sys.stderr)
+    reply = await commanded(wanted.talk, gateway, "history", {"layer": wanted.layer})
+    if reply.outcome != "done":
+        raise EdgeError(f"{gateway} does not say what counts for {wanted.layer}: {reply.cause}", reply.hint)
+    payload = reply.result.get("document")
+    if payload is None:
+        return None
+    return messages.desired(wanted.talk.of_person(str(payload).encode()), wanted.target)

@@ -1,0 +1,165 @@
+"""A person talks with a site (runs): over its broker, in their own name. Of a site they believe only what is signed."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Literal, Self
+
+from edge_runtime.bus import topics
+from edge_runtime.cli.mesh import finding
+from edge_runtime.control.admitted import MAY
+from edge_runtime.document import closest
+from edge_runtime.ports import BrokerError, Connection, EdgeError, Message
+from edge_runtime.trust import envelope
+from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import Forged
+
+AGAIN_S = 0.5
+"""Between two attempts to find a broker that was lost: a gateway that builds all of it anew takes its broker with it."""
+
+
+class Talk:
+    """One connection; when it breaks it is looked for again. `identity` None: nobody has said who they are."""
+
+    def __init__(self, plan: finding.Plan) -> None:
+        self.identity: Identity | None = plan.identity
+        self.site = plan.site
+        self.where = ""
+        self._plan = plan
+        self._stack = AsyncExitStack()
+        self._connection: Connection | None = None
+        self._filters: dict[str, None] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._connect()
+        if self.identity is not None:
+            await self._learn_roster(self.identity)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    @property
+    def name(self) -> str:
+        """Of the person, for who reads it later."""
+        return self.identity.name if self.identity else getpass.getuser()
+
+    @property
+    def host_serial(self) -> str:
+        """Of the certificate of the gateway that hosts the broker; "": it has shown none."""
+        return str(getattr(self._there, "peer_serial", ""))
+
+    async def listen(self, *filters: str) -> None:
+        """From now on, also on the next connection. Raises BrokerError."""
+        self._filters |= dict.fromkeys(filters)
+        await self._there.subscribe(*filters)
+
+    async def kept(self, *filters: str) -> AsyncIterator[Message]:
+        """What the broker has kept of these; it goes on to be heard. Ends when nothing more comes."""
+        await self.listen(*filters)
+        found: list[Message] = []
+
+        def note(message: Message) -> bool:
+            found.append(message)
+            return False
+
+        await finding.until(self._there, note)
+        for message in found:
+            yield message
+
+    async def hear(self, until_s: float) -> Message | None:
+        """The next message; None: nothing came until then (the loop's time). Looks for the broker where it is lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until_s):
+                while True:
+                    try:
+                        message = await self._there.receive()
+                    except BrokerError:
+                        await self._again()
+                        continue
+                    self._there.acknowledge(message)
+                    return message
+        return None
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Raises BrokerError."""
+        await self._there.publish(topic, payload, qos=1, retain=retain)
+
+    # --- who says it ---
+
+    def signed(self, document: bytes, context: Literal["desired", "command"]) -> bytes:
+        """In our name, where we have one. Raises EdgeError: we may not say it."""
+        if self.identity is None:
+            return document
+        if (role := self.identity.role) not in MAY[context]:
+            what = "configures gateways" if context == "desired" else "commands gateways"
+            hint = f"`edge-runtime site person {self.identity.name} --role {MAY[context][0]} --replace`"
+            raise EdgeError(f"{self.identity.name} is {role}, who never {what}", hint)
+        return self.identity.sign(document, context)
+
+    def of_gateway(self, payload: bytes, context: str, gateway: str) -> bytes:
+        """What a gateway has said. Raises Forged where there is a site and it is not its signature."""
+        if self.identity is None:
+            return envelope.unwrap(payload)
+        found = envelope.open(payload, context, self.identity.roster)
+        if (found.by, found.role) != (gateway, "gateway"):
+            raise Forged(f"is signed by {found.by} ({found.role}), not by {gateway}")
+        return found.document
+
+    def of_person(self, payload: bytes) -> bytes:
+        """A document on the broker. Raises Forged where there is a site and nobody who may configure has signed it: whoever hosts
+        the broker could have put it there, and what is built on it is signed by us."""
+        if self.identity is None:
+            return envelope.unwrap(payload)
+        found = envelope.open(payload, "desired", self.identity.roster)
+        if found.role not in MAY["desired"]:
+            raise Forged(f"is signed by {found.by}, who is {found.role} and may not configure")
+        return found.document
+
+    async def unknown(self, gateway: str) -> EdgeError:
+        """To be raised: nobody has heard of this gateway."""
+        names = []
+        async for message in self.kept(topics.gateway(self.site, "+", "status")):
+            if (parsed := topics.parse(message.topic)) and message.payload:
+                names.append(parsed[1])
+        hint = closest(gateway, sorted(names), "there are") or "is it running? see `edge-runtime mesh`"
+        return EdgeError(f"{self.where}: gateway {gateway} of site {self.site} is not known here", hint)
+
+    # --- the connection ---
+
+    @property
+    def _there(self) -> Connection:
+        assert self._connection is not None
+        return self._connection
+
+    async def _connect(self) -> None:
+        joined = await self._stack.enter_async_context(finding.joined(self._plan))
+        self._connection, self.site, self.where = joined.connection, joined.site, joined.where
+
+    async def _again(self) -> None:
+        with suppress(BrokerError):
+            await self._stack.aclose()
+        while True:
+            with suppress(EdgeError):
+                await self._connect()
+                await self._there.subscribe(*self._filters)
+                return
+            await asyncio.sleep(AGAIN_S)
+
+    async def _learn_roster(self, identity: Identity) -> None:
+        """Who belongs to the site by now, as the broker knows it."""
+        topic = topics.roster(self.site)
+        await self._there.subscribe(topic)
+
+        def news(message: Message) -> bool:
+            if message.topic == topic:
+                with suppress(Forged):
+                    identity.take_roster(message.payload)
+            return message.topic == topic
+
+        await finding.until(self._there, news)
+        await self._there.unsubscribe(topic)

@@ -1,0 +1,214 @@
+"""Keeps the site's roster (runs): takes a newer one from whoever brings it, hands ours on where there is none or an older one.
+
+    a roster on edge/{site}/roster --> signed by our authority? --> newer? --> on the disk --> in force, at once, everywhere
+                                        no: counted                 older: ours is said again
+
+So a revocation reaches a site that has no internet with the first gateway, or person, that has it. The highest revision wins;
+two of the same revision are told of, and nobody fights. A gateway that is revoked itself says so, and says no roster any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from edge_runtime.bus import topics
+from edge_runtime.control.audit import Entry, Kind
+from edge_runtime.control.reporting import LISTEN_S_MAX, LISTEN_S_MIN, Link
+from edge_runtime.ports import BrokerError, Dice, EdgeError, Message, Worker
+from edge_runtime.trust.envelope import open_roster
+from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import Forged, Roster
+
+WAITING_MAX = 8
+"""Rosters that wait to be looked at. Of more the oldest are dropped: a good one is said again by who has it."""
+
+AGAIN_S = 2.0
+"""After the disk did not take one."""
+
+AUTHORITY = "authority"
+"""Who changes a roster, for the audit log."""
+
+Changed = Callable[[], Awaitable[None] | int | None]
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Of this gateway at its site. `cause`: why it does not stand well; "": it does."""
+
+    revision: int
+    members: int
+    revoked: bool = False
+    cause: str = ""
+    hint: str = ""
+
+
+class Keeping:
+    """Of one gateway. `changed`: called in order with each new roster, as soon as it is in force."""
+
+    def __init__(
+        self, link: Link, identity: Identity, note: Callable[[Entry], None], new_worker: Callable[[], Worker], dice: Dice,
+        log: Any,
+    ) -> None:  # fmt: skip
+        """`note`: of the audit log."""
+        self._link, self._identity, self._note, self._new_worker = link, identity, note, new_worker
+        self._dice, self._log = dice, log
+        self.changed: list[Changed] = []
+        self.refused: Counter[str] = Counter()
+        """Rosters that were not taken, by reason: forged (nobody of ours has signed it), conflict, flood."""
+        self._waiting: deque[bytes] = deque()
+        self._wake, self._missing = asyncio.Event(), asyncio.Event()
+        self._heard = 0
+        """The newest revision that was said on this broker."""
+        self._connections = 0
+        self._trouble: EdgeError | None = None
+        self._was_revoked = False
+        link.on("roster", self._on_roster, topics.roster(link.site))
+
+    @property
+    def standing(self) -> Standing:
+        roster, trouble = self._identity.roster, self._trouble
+        if self._identity.is_revoked:
+            cause, hint = "this gateway was revoked: no other member hears it", "let it in again: edge-runtime site token"
+            return Standing(roster.revision, len(roster.members), True, cause, hint)
+        told = (trouble.cause, trouble.hint) if trouble else ("", "")
+        return Standing(roster.revision, len(roster.members), False, *told)
+
+    async def joined(self) -> None:
+        """To be called on every new connection. Never waits."""
+        self._connections += 1
+        self._heard = 0
+        self._missing.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self._look_at_ourselves()
+        worker = self._new_worker()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._take(worker), name="roster-take")
+                group.create_task(self._hand_on(), name="roster-hand-on")
+        finally:
+            worker.abandon()
+
+    # --- what is heard ---
+
+    def _on_roster(self, _sender: str, message: Message) -> None:
+        if len(self._waiting) >= WAITING_MAX:
+            self._waiting.popleft()
+            self.refused["flood"] += 1
+        self._waiting.append(message.payload)
+        self._wake.set()
+
+    async def _take(self, worker: Worker) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                await self._judge(self._waiting.popleft(), worker)
+
+    async def _judge(self, payload: bytes, worker: Worker) -> None:
+        ours = self._identity.roster
+        if not payload:  # somebody took it from the broker's memory
+            self._say_again()
+            return
+        if payload == self._identity.signed_roster:
+            self._heard = max(self._heard, ours.revision)
+            return
+        try:
+            found = await worker.run(open_roster, payload, self._identity.site, self._identity.authority)
+        except Forged as error:
+            self._refuse("forged", error)
+            self._say_again()
+            return
+        self._heard = max(self._heard, found.revision)
+        if found.revision < ours.revision:
+            self._say_again()
+        elif found.revision > ours.revision:
+            await self._take_newer(payload, ours, worker)
+        elif found != ours:  # no fight: neither is more than the other
+            cause = f"two rosters with revision {ours.revision}"
+            self._refuse("conflict", EdgeError(cause, "was the authority's folder restored from a backup?"))
+
+    async def _take_newer(self, payload: bytes, before: Roster, worker: Worker) -> None:
+        try:
+            await worker.run(self._identity.take_roster, payload)
+        except Forged as error:
+            self._refuse("forged", error)
+            return
+        except EdgeError as error:  # the disk: a revocation must not get lost with it
+            if self._trouble is None or self._trouble.cause != error.cause:
+                self._log.error("roster_not_kept", cause=error.cause, hint=error.hint)
+            self._trouble = error
+            await asyncio.sleep(AGAIN_S)
+            if not self._waiting:
+                self._waiting.append(payload)
+                self._wake.set()
+            return
+        self._trouble = None
+        await self._tell(before)
+
+    async def _tell(self, before: Roster) -> None:
+        roster = self._identity.roster
+        put_out = sorted({each.name for each in roster.revoked if not before.is_revoked(key=each.key)})
+        self._log.info("roster_taken", revision=roster.revision, members=len(roster.members), revoked=put_out)
+        requested = {"revision": roster.revision, "members": len(roster.members), "revoked": put_out}
+        self._note(
+            Entry(
+                kind=Kind.TRUST, actor=AUTHORITY, via=topics.roster(self._link.site), subject="roster",
+                before={"revision": before.revision}, requested=requested, outcome="taken",
+            )
+        )  # fmt: skip
+        for each in self.changed:
+            done = each()
+            if isinstance(done, Awaitable):
+                await done
+        self._look_at_ourselves()
+
+    def _look_at_ourselves(self) -> None:
+        if self._identity.is_revoked and not self._was_revoked:
+            standing = self.standing
+            self._log.error("gateway_revoked", revision=standing.revision, cause=standing.cause, hint=standing.hint)
+            self._note(
+                Entry(
+                    kind=Kind.TRUST, actor=AUTHORITY, subject=f"gateway {self._identity.name}", outcome="revoked",
+                    why=f"revision {standing.revision}",
+                )
+            )  # fmt: skip
+        self._was_revoked = self._identity.is_revoked
+
+    def _refuse(self, reason: str, error: EdgeError) -> None:
+        if not self.refused[reason]:
+            self._log.warning("roster_refused", reason=reason, cause=error.cause, hint=error.hint)
+        self.refused[reason] += 1
+
+    # --- what is said ---
+
+    def _say_again(self) -> None:
+        """What the broker keeps is worth less than ours."""
+        self._heard = 0
+        self._missing.set()
+
+    async def _hand_on(self) -> None:
+        """Listens first: what the broker has comes by then, and of twenty gateways one says it."""
+        while True:
+            await self._missing.wait()
+            self._missing.clear()
+            connection = self._connections
+            await asyncio.sleep(self._dice.uniform(LISTEN_S_MIN, LISTEN_S_MAX))
+            if connection == self._connections:
+                with contextlib.suppress(BrokerError):  # on the next one it is said
+                    await self._say()
+
+    async def _say(self) -> None:
+        identity = self._identity
+        if identity.is_revoked or self._heard >= identity.roster.revision or not self._link.connected:
+            return
+        revision, payload = identity.roster.revision, identity.signed_roster
+        await self._link.send(topics.roster(self._link.site), payload, qos=1, retain=True)
+        self._heard = max(self._heard, revision)
+        self._log.info("roster_said", revision=revision)
