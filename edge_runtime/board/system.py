@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -105,6 +106,19 @@ class ThreadWorker:
         """Waits for nothing: the thread ends when the running call does, if it ever does."""
         self._closed = True
         self._calls.put(None)
+        if self._thread:
+            _abandoned[self._thread] = None
+
+
+_abandoned: weakref.WeakKeyDictionary[threading.Thread, None] = weakref.WeakKeyDictionary()
+
+
+def left_behind(limit_s: float = 0.5) -> list[str]:
+    """Names of abandoned threads whose call does not come back, to be asked at the end of a program. The interpreter must not be
+    shut down around one that is inside a driver or an engine: it would abort with "terminate called ..."."""
+    for thread in list(_abandoned):
+        thread.join(limit_s)
+    return [thread.name for thread in list(_abandoned) if thread.is_alive()]
 
 
 _Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from edge_runtime import config
+    from edge_runtime.board.system import left_behind
     from edge_runtime.control.origin import bare, said_by
     from edge_runtime.lifetime import BOOK, Lifetime
     from edge_runtime.sources.registry import Registry
@@ -54,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
             log.error("configuration_unreadable", cause=unreadable.cause, hint=unreadable.hint)
         world = real_world(registry, log)
         asyncio.run(serve(lambda: Lifetime(text, str(args.file), folder, data_dir, world), log))
+    if left := left_behind():  # in an engine that is still loading, say
+        log.info("threads_left_behind", threads=left)
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.board import system
-from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
+from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker, left_behind
 from edge_runtime.ports import EdgeError
 
 
@@ -140,3 +140,22 @@ def test_its_thread_has_its_name_and_is_gone_after_close() -> None:
             await worker.run(print)
 
     asyncio.run(scenario())
+
+
+def test_a_thread_that_does_not_come_back_is_known_at_the_end() -> None:
+    """The program then ends without shutting the interpreter down around it."""
+    stays, goes, ends = ThreadWorker("stays"), ThreadWorker("goes"), threading.Event()
+
+    async def both() -> None:
+        begun = threading.Event()
+        waiting = asyncio.ensure_future(stays.run(lambda: (begun.set(), ends.wait())))
+        await goes.run(lambda: None)
+        await asyncio.to_thread(begun.wait)
+        waiting.cancel()
+        stays.abandon()
+        goes.abandon()
+
+    asyncio.run(both())
+    assert left_behind(0.1) == ["stays"]
+    ends.set()
+    assert left_behind(5.0) == []
