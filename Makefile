@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench soak lint format venv system clean
+.PHONY: help run test bench soak fuzz lint format venv system clean
 
 help:  ## Show this text
 	@echo "edge-runtime: PLC in, anomaly out, nothing lost. Targets:"
@@ -23,9 +23,14 @@ test: $(VENV)/.dev system lint  ## Lint, types and all tests
 bench: $(VENV)/.dev system  ## Measure, and print a table of ratios
 	$(BIN)/python -m tests.bench $(ARGS)
 
-soak: $(VENV)/.dev system  ## Campaigns at full length (EDGE_SEEDS=3000 EDGE_FLEET_SEEDS=3000 EDGE_KILLS=50 EDGE_OUTAGE_S=35)
-	EDGE_SEEDS=$(or $(EDGE_SEEDS),3000) EDGE_FLEET_SEEDS=$(or $(EDGE_FLEET_SEEDS),3000) $(BIN)/pytest -s $(ARGS) tests/sim
+soak: $(VENV)/.dev system  ## Campaigns at full length (EDGE_SEEDS=3000 EDGE_FLEET_SEEDS=3000 EDGE_CHANGES_SEEDS=1000 EDGE_KILLS=50 EDGE_OUTAGE_S=35)
+	EDGE_SEEDS=$(or $(EDGE_SEEDS),3000) EDGE_FLEET_SEEDS=$(or $(EDGE_FLEET_SEEDS),3000) \
+	  EDGE_CHANGES_SEEDS=$(or $(EDGE_CHANGES_SEEDS),1000) $(BIN)/pytest -s $(ARGS) tests/sim
+	EDGE_FUZZ=$(or $(EDGE_FUZZ),100000) $(BIN)/pytest -s --timeout 3600 $(ARGS) tests/unit/test_fuzz_gateway.py
 	$(BIN)/pytest -m soak -s $(ARGS) tests
+
+fuzz: $(VENV)/.dev  ## Coverage-guided fuzzing of what is parsed (FUZZ_S=300 seconds in all; ARGS="desired frame": these)
+	$(BIN)/python -m tests.fuzz $(or $(FUZZ_S),300) $(ARGS)
 
 lint: $(VENV)/.dev  ## Style (ruff) and types (mypy --strict)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ settings.load_profile("any-machine")
 COMPUTING = ("sim", "unit")
 """Folders whose tests compute. All others wait, most of the time, for processes and networks."""
 
-SITES = ("mesh", "demo", "discovery", "membership", "presence", "privacy", "suites")
+SITES = ("attacker", "mesh", "demo", "discovery", "membership", "presence", "privacy", "suites")
 """In the names of files whose tests run many processes."""
 
 

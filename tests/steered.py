@@ -17,6 +17,7 @@ from edge_runtime.gateway import Gateway
 from edge_runtime.lifetime import Lifetime
 from edge_runtime.ports import Address, BrokerError
 from edge_runtime.testing.fence import Fence
+from edge_runtime.trust import envelope
 
 BASE: dict[str, Any] = {
     "site": "s",
@@ -98,5 +99,5 @@ class Steered:
                 while True:
                     message = await connection.receive()
                     connection.acknowledge(message)
-                    self.said.append(msgspec.json.decode(message.payload, type=Reported))
+                    self.said.append(msgspec.json.decode(envelope.unwrap(message.payload), type=Reported))
             await asyncio.sleep(0.05)

@@ -17,7 +17,7 @@ from edge_runtime.pipeline.steady import PipelineState
 from edge_runtime.records import Stamp
 from edge_runtime.sources.supervisor import Counters, SourceState
 from edge_runtime.testing.adapter import NoBus
-from edge_runtime.watching.seen import Delivered, Failing, Hosted, Outbox, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Seen, Together, Worked
 from edge_runtime.world import World
 
 
@@ -41,6 +41,7 @@ def full(**more: Any) -> Seen:
             State("host", "g1", True), peers={"online": 2}, asked={"done": 3, "gone": 1}, answered={"refused": 0},
             decisions={"here_faster": 4}, dropped={"late": 1}, by_peer={"g2": {"done": 3}}, round_trip_s=0.004,
         ),
+        belonging=Belonging(7, 3, False, 86_400.0 * 400), refused={"roster": {"forged": 2}, "command": {"odd": 1}},
     )  # fmt: skip
     return msgspec.structs.replace(seen, **more)
 

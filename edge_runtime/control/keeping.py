@@ -18,15 +18,18 @@ from typing import Any
 import msgspec
 
 from edge_runtime.bus import topics
+from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control.audit import Entry, Kind
 from edge_runtime.control.reporting import LISTEN_S_MAX, LISTEN_S_MIN, Link
 from edge_runtime.ports import BrokerError, Dice, EdgeError, Message, Worker
-from edge_runtime.trust.envelope import open_roster
+from edge_runtime.trust.envelope import ROSTER_BYTES_MAX, open_roster
 from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.roster import Forged, Roster
 
 WAITING_MAX = 8
-"""Rosters that wait to be looked at. Of more the oldest are dropped: a good one is said again by who has it."""
+WAITING_BYTES_MAX = 2 * ROSTER_BYTES_MAX
+"""Rosters that wait to be looked at: so many, or one of the largest size. Of more the oldest are dropped: a good one is said
+again by who has it."""
 
 AGAIN_S = 2.0
 """After the disk did not take one."""
@@ -98,10 +101,12 @@ class Keeping:
     # --- what is heard ---
 
     def _on_roster(self, _sender: str, message: Message) -> None:
-        if len(self._waiting) >= WAITING_MAX:
+        if len(message.payload) > WAITING_BYTES_MAX:
+            raise BadMessage(f"roster: {len(message.payload)} bytes, at most {WAITING_BYTES_MAX} are taken", "who publishes it?")
+        self._waiting.append(message.payload)
+        while len(self._waiting) > WAITING_MAX or sum(map(len, self._waiting)) > WAITING_BYTES_MAX:
             self._waiting.popleft()
             self.refused["flood"] += 1
-        self._waiting.append(message.payload)
         self._wake.set()
 
     async def _take(self, worker: Worker) -> None:

@@ -173,7 +173,7 @@ class Neighbours:
     def _fits(self, key: tuple[str, str], size_bytes: int) -> bool:
         others = sum(size for each, size in self._sizes.items() if each != key)
         fits = (key in self._sizes or len(self._sizes) < THINGS_MAX) and others + size_bytes <= BYTES_MAX
-        if self._said.get(key, 0) >= rank or not fits and not self._full:
+        if not fits and not self._full:
             self._full = True
             self._log.warning("neighbours_full", cause=f"{THINGS_MAX} documents or {BYTES_MAX} bytes", hint="others keep them")
         return fits
@@ -192,7 +192,7 @@ class Neighbours:
 
     async def _say_missing(self) -> None:
         for key, rank in list(self.ranks.items()):
-            if not self._link.connected:
+            if self._said.get(key, 0) >= rank or not self._link.connected:
                 continue
             what, target = key
             payload = await self._worker.run(self._file.payload, what, target)

@@ -126,8 +126,12 @@ class Mesh:
 
     async def refresh_roster(self) -> None:
         """The site has a new one: who was revoked is gone; who is new may have been born before we knew."""
-        if self.link.sealing is not None:
-            self.presence.put_out(self.link.sealing.forget_revoked())
+        sealing = self.link.sealing
+        if sealing is None:
+            return
+        self.presence.put_out(sealing.forget_revoked())
+        if sealing.refused_births:
+            sealing.refused_births = False
             await self.link.hear_births()
 
     def local(self) -> Address:

@@ -18,6 +18,7 @@ from edge_runtime.ports import EdgeError
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.keys import Agreement
+from edge_runtime.trust.roster import Forged
 
 TAG_BYTES = 16
 PEERS_MAX = 2_000
@@ -35,6 +36,8 @@ class Sealing:
         self._agreement = Agreement()
         self._publics: dict[str, str] = {}
         self._keys: dict[str, bytes] = {}
+        self.refused_births = False
+        """There were some: with another roster they may be good."""
         self._signers: dict[str, str] = {}
         """Fingerprint of the key that has signed the newest birth, by gateway."""
 
@@ -48,7 +51,11 @@ class Sealing:
 
     def open_birth(self, gateway: str, payload: bytes) -> bytes:
         """Raises EdgeError: nobody of the site signed it, or somebody else than this gateway."""
-        opened = envelope.open(payload, BIRTH, self._identity.roster)
+        try:
+            opened = envelope.open(payload, BIRTH, self._identity.roster)
+        except Forged:
+            self.refused_births = True
+            raise
         if (opened.role, opened.by) != ("gateway", gateway):
             raise BadMessage(f"birth: of {gateway}, signed by {opened.by} ({opened.role})", "somebody speaks in another's name")
         if gateway in self._signers or len(self._signers) < PEERS_MAX:

@@ -20,7 +20,7 @@ import msgspec
 
 from edge_runtime.ports import EdgeError
 from edge_runtime.trust.keys import PrivateKey, require
-from edge_runtime.trust.roster import PERSON, ROLES, Role, certificate_name
+from edge_runtime.trust.roster import PREFIXES, ROLES, Role, certificate_name
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -128,12 +128,15 @@ def parse(pem: bytes) -> Subject:
         certificate = x509.load_pem_x509_certificate(_bounded(pem))
         name, role = _one(certificate, x509.NameOID.COMMON_NAME), _one(certificate, x509.NameOID.ORGANIZATIONAL_UNIT_NAME)
         site, until = _site(certificate), certificate.extensions.get_extension_for_class(x509.PrivateKeyUsagePeriod)
-        if role not in ROLES or not site or not name or (role == "gateway") == name.startswith(PERSON):
+        if role not in ROLES:
+            raise ValueError
+        plain = name.removeprefix(PREFIXES[role])
+        if not site or not plain or ":" in plain or name != certificate_name(plain, role):
             raise ValueError
         return Subject(
             site=site,
             role=role,
-            name=name.removeprefix(PERSON),
+            name=plain,
             key=_raw(certificate.public_key()).hex(),
             serial=f"{certificate.serial_number:x}",
             not_after_s=_seconds(until.value.not_after),

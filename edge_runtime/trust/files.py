@@ -19,6 +19,10 @@ PUBLIC = 0o644
 FILE_BYTES_MAX = 8 * 2**20
 
 
+class NotWritten(EdgeError):
+    """The disk did not take it: the old file is there."""
+
+
 def read(path: Path) -> bytes:
     """Raises EdgeError: missing, not ours to read, too large for any file of this kind."""
     try:
@@ -55,7 +59,7 @@ def write(path: Path, content: bytes, mode: int = PUBLIC) -> None:
         fresh.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise EdgeError(f"{path}: cannot be written: {error.strerror}", "is the disk full, or read-only?") from None
+        raise NotWritten(f"{path}: cannot be written: {error.strerror}", "is the disk full, or read-only?") from None
 
 
 def is_empty(folder: Path) -> bool:

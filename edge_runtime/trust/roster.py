@@ -18,14 +18,19 @@ REVOKED_MAX = 8_000
 REVISION_MAX = 2**53 - 1
 """What every JSON reader can hold."""
 PERSON = "person:"
-"""Before the name of a person in the common name of a certificate: MQTT user names of people and of gateways never meet."""
-NAME_CHARACTERS_MAX = {"gateway": 63, "person": 57}
-"""A common name has 64 characters at most (X.520)."""
+COMMON_NAME_CHARACTERS_MAX, GATEWAY_CHARACTERS_MAX = 64, 63
+"""A common name has 64 characters at most (X.520); a gateway's name has to be a label of DNS, too."""
 
-Role = Literal["gateway", "viewer", "operator", "engineer"]
-"""viewer: reads. operator: and commands. engineer: and configures."""
+Role = Literal["gateway", "viewer", "operator", "engineer", "receiver", "device"]
+"""viewer: reads. operator: and commands. engineer: and configures. receiver: takes records, and gives receipts. device: equipment
+that is no gateway; it has topics of its own, and sees nothing of the site's."""
 PEOPLE: tuple[Role, ...] = ("viewer", "operator", "engineer")
-ROLES: tuple[Role, ...] = ("gateway", *PEOPLE)
+MACHINES: tuple[Role, ...] = ("receiver", "device")
+ROLES: tuple[Role, ...] = ("gateway", *PEOPLE, *MACHINES)
+PREFIXES: dict[Role, str] = {"gateway": "", **dict.fromkeys(PEOPLE, PERSON), "receiver": "receiver:", "device": "device:"}
+"""Before the name in the common name of a certificate: MQTT user names of gateways and of all others never meet."""
+RESERVED: dict[Role, tuple[str, ...]] = {"device": ("edge", "device")}
+"""Roots of topics. A device of this name would have all that is below them."""
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -125,15 +130,17 @@ def encode(roster: Roster) -> bytes:
 
 
 def certificate_name(name: str, role: Role) -> str:
-    """Of a certificate, and so the MQTT user name: press-1, person:alice."""
-    return name if role == "gateway" else PERSON + name
+    """Of a certificate, and so the MQTT user name: press-1, person:alice, receiver:cloud."""
+    return PREFIXES[role] + name
 
 
 def check_name(name: str, role: Role) -> None:
     """Raises EdgeError when nobody can have this name in this role."""
     if role not in ROLES:
         raise EdgeError(f"{role}: no such role", f"one of {', '.join(ROLES)}")
-    longest = NAME_CHARACTERS_MAX["gateway" if role == "gateway" else "person"]
+    if name in RESERVED.get(role, ()):
+        raise EdgeError(f"{name}: no name for a {role}: topics begin with it", "another name")
+    longest = min(GATEWAY_CHARACTERS_MAX, COMMON_NAME_CHARACTERS_MAX - len(PREFIXES[role]))
     if not re.fullmatch(NAME, name) or len(name) > longest:
         raise EdgeError(
             f"{name[:80]!r}: not a name", f"letters, digits, - and _; starts with a letter or digit; at most {longest}"

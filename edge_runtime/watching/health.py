@@ -13,10 +13,13 @@ from typing import Literal
 import msgspec
 
 from edge_runtime.outbox.database import Trouble
-from edge_runtime.watching.seen import Outbox, Seen
+from edge_runtime.watching.seen import Belonging, Outbox, Seen
 
 WRITING_S_MAX = 30.0
 """The disk has so long for one transaction. Salvaging a corrupt file may take longer: who killed it would make it begin again."""
+
+CERTIFICATE_DAYS_MIN = 90
+"""It goes on to work after its day; but somebody has not renewed it for nine months."""
 
 Status = Literal["ok", "degraded", "failed", "starting", "stopping"]
 
@@ -38,6 +41,8 @@ RULES: tuple[tuple[Status, str, str], ...] = (
     ("degraded", "broker", "the broker that this gateway hosts does not run"),
     ("degraded", "mesh", "no connection to the site's broker: windows are computed here"),
     ("degraded", "name", "another gateway of the site has our name, and keeps it"),
+    ("degraded", "site", "this gateway was revoked, or its disk does not take the site's newest roster"),
+    ("degraded", "certificate", f"by a clock that is right, less than {CERTIFICATE_DAYS_MIN} days are left of it"),
     ("degraded", "service NAME", "a bug of ours ended a service less than a minute ago; it was started again"),
 )
 """What is which: docs/metrics.md is generated from it."""
@@ -119,6 +124,18 @@ def _minor(seen: Seen) -> Iterator[Problem]:
             yield Problem("mesh", mesh.cause or "no connection to the site's broker", mesh.hint or "see `edge-runtime mesh`")
         if seen.mesh.name_taken:
             yield Problem("name", "another gateway has our name", "give each gateway of the site a name of its own")
+    if seen.belonging is not None:
+        yield from _at_its_site(seen.belonging)
     for name, failing in seen.failing.items():
         if failing.recent and name.removeprefix("pipeline ") not in still:
             yield Problem(f"service {name}", failing.cause, BUG)
+
+
+def _at_its_site(belonging: Belonging) -> Iterator[Problem]:
+    if belonging.cause:
+        yield Problem("site", belonging.cause, belonging.hint)
+    if belonging.remaining_s is not None and not belonging.revoked:
+        days = int(belonging.remaining_s // 86_400)
+        if days < CERTIFICATE_DAYS_MIN:
+            said = f"is to be renewed within {days} days" if days >= 0 else f"should have been renewed {-days} days ago"
+            yield Problem("certificate", f"our certificate {said}", "edge-runtime site renew --broker URL")

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge_runtime import config
+from edge_runtime.control.commands import Commands
+from edge_runtime.control.control import Control
+from edge_runtime.control.keeping import Keeping
+from edge_runtime.control.renewing import Renewing
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.records import Lane
 from edge_runtime.sources.supervisor import Source
-from edge_runtime.watching.seen import Delivered, Failing, Hosted, Outbox, Phase, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Phase, Seen, Together, Worked
 from edge_runtime.world import World
 
 RECENT_S = 60.0
@@ -44,6 +48,10 @@ class Gateway(Protocol):
     pipelines: dict[str, Pipeline]
     deliveries: dict[str, Delivery]
     mesh: Mesh | None
+    control: Control | None
+    commands: Commands | None
+    keeping: Keeping | None
+    renewing: Renewing | None
     successor: config.Config | None
     started: asyncio.Event
     asked_to_stop: asyncio.Event
@@ -71,6 +79,8 @@ def look(gateway: Gateway, began_ns: int) -> Seen:
         failing=_failing(gateway.failures),
         hosted=_hosted(gateway.mesh) if gateway.mesh and settings.mesh is None and settings.broker.mode == "hosted" else None,
         mesh=_together(gateway.mesh) if gateway.mesh and settings.mesh else None,
+        belonging=_belonging(gateway),
+        refused=_refused(gateway),
     )
 
 
@@ -118,6 +128,31 @@ def _together(mesh: Mesh) -> Together:
         dropped=_named(asking.dropped.items()),
         by_peer=placing.outcomes,
     )
+
+
+def _belonging(gateway: Gateway) -> Belonging | None:
+    if gateway.keeping is None or gateway.renewing is None:
+        return None
+    standing = gateway.keeping.standing
+    left_s = gateway.renewing.left_s()
+    return Belonging(standing.revision, standing.members, standing.revoked, left_s, standing.cause, standing.hint)
+
+
+def _refused(gateway: Gateway) -> dict[str, dict[str, int]]:
+    """As metrics.REFUSED names it; what this gateway has no part for is left out."""
+    found: dict[str, Mapping[str, int]] = {}
+    if gateway.control is not None:
+        found["configuration"] = gateway.control.refused
+    if gateway.commands is not None:
+        found["command"] = gateway.commands.refused
+    if gateway.keeping is not None and gateway.renewing is not None:
+        found["roster"], found["renewal"] = gateway.keeping.refused, gateway.renewing.refused
+        found["receipt"] = {"forged": sum(each.forged_receipts for each in gateway.deliveries.values())}
+    if gateway.mesh is not None:
+        membership = gateway.mesh.membership
+        found["broker"] = {"stranger": sum(membership.strangers.values())}
+        found["client"] = {"certificate": membership.refused_connections}
+    return {what: dict(counts) for what, counts in found.items()}
 
 
 def _by_kind(depth: Mapping[Lane, int]) -> dict[str, int]:

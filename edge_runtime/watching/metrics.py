@@ -23,7 +23,7 @@ from edge_runtime.ports import Role
 from edge_runtime.sources.supervisor import Counters
 from edge_runtime.watching import health
 from edge_runtime.watching.exposition import Histogram, Metric, Rows, render
-from edge_runtime.watching.seen import Machine, Outbox, Seen, Together
+from edge_runtime.watching.seen import Belonging, Machine, Outbox, Seen, Together
 
 PEERS_MAX = 32
 """Peers that are named; all others are one, OTHERS."""
@@ -39,6 +39,19 @@ DECISIONS = tuple(each.name.lower() for each in Reason)
 DROPPED = tuple(each.name.lower() for each in Dropped)
 PEER_STATES = tuple(state for state in get_args(PeerState) if state != "offline")
 BY_PEER = ("asked", "done", "refused", "failed", "cancelled", "unanswered")
+OTHER = "other"
+_SAID = ("unsigned", "forged", "role", "network", "no-site", "malformed")
+REFUSED: dict[str, tuple[str, ...]] = {
+    "configuration": (*_SAID, "older"),
+    "command": (*_SAID, "flood", "verb", "expiry", "expired", "repeated", "audit"),
+    "roster": ("forged", "conflict", "flood"),
+    "renewal": ("forged", "malformed", "disk"),
+    "receipt": ("forged",),
+    "broker": ("stranger",),
+    "client": ("certificate",),
+}
+"""By what it was; all other reasons are OTHER. broker: a place that could not show that it is of our site. client: at the broker
+that we host, one without a certificate of the site."""
 DISK_STATES = ("ok", *(each.value for each in Trouble))
 
 
@@ -141,6 +154,19 @@ def _by_peer(scrape: Scrape) -> Rows:
     for peer, counts in told.items():
         for outcome, count in counts.items():
             yield (peer, outcome), count
+
+
+def _site(read: Callable[[Belonging], float | None]) -> Read:
+    return _one(lambda scrape: None if scrape.seen.belonging is None else read(scrape.seen.belonging))
+
+
+def _refused(scrape: Scrape) -> Rows:
+    for what, counts in scrape.seen.refused.items():
+        reasons = REFUSED.get(what, ())
+        told = {reason: counts.get(reason, 0) for reason in reasons}
+        told[OTHER] = sum(count for reason, count in counts.items() if reason not in reasons)
+        for reason, count in told.items():
+            yield (what, reason), count
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -265,6 +291,17 @@ METRICS: tuple[Metric[Scrape], ...] = (
            _mesh(lambda m: m.conflicts)),
     Metric(P + "mesh_name_taken", "gauge", (), "1: another gateway keeps our name, and we stay out of the mesh",
            _mesh(lambda m: m.name_taken)),
+    # The site, where it has an authority.
+    Metric(P + "site_roster_revision", "gauge", (), "Of the roster that this gateway has",
+           _site(lambda b: b.revision)),
+    Metric(P + "site_members", "gauge", (), "Members in that roster: gateways, people, receivers, equipment",
+           _site(lambda b: b.members)),
+    Metric(P + "site_revoked", "gauge", (), "1: this gateway was revoked, and nobody of the site hears it",
+           _site(lambda b: b.revoked)),
+    Metric(P + "site_certificate_remaining_seconds", "gauge", (), "Left of our certificate; none if the clock is wrong",
+           _site(lambda b: b.remaining_s)),
+    Metric(P + "refused_total", "counter", ("what", "reason"), "What came from others and was not taken",
+           _refused),
     # The machine.
     Metric(P + "board_temperature_celsius", "gauge", (), "The hottest zone of the machine",
            _process(lambda m: m.vitals.temperature_c)),

@@ -70,6 +70,18 @@ class Together(msgspec.Struct, frozen=True):
     by_peer: Mapping[str, Mapping[str, int]] = {}
 
 
+class Belonging(msgspec.Struct, frozen=True):
+    """To a site with an authority. `remaining_s`: of our certificate; None: nobody knows what time it is. `cause`: why the
+    gateway does not stand well at its site."""
+
+    revision: int
+    members: int
+    revoked: bool = False
+    remaining_s: float | None = None
+    cause: str = ""
+    hint: str = ""
+
+
 class Failing(msgspec.Struct, frozen=True):
     """A service that has ended by a fault of ours, and is started again. `recent`: a short while ago."""
 
@@ -94,6 +106,10 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     failing: Mapping[str, Failing] = {}
     hosted: Hosted | None = None
     mesh: Together | None = None
+    belonging: Belonging | None = None
+    """None: there is no site with an authority."""
+    refused: Mapping[str, Mapping[str, int]] = {}
+    """What came from others and was not taken: by what it was, and why."""
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,6 +39,8 @@ from edge_runtime.trust.token import Token
 PASSPHRASE = "correct horse"
 SECRET = b"the secret is 16"
 PATIENCE_S = 20.0
+BLIND = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+BLIND.check_hostname, BLIND.verify_mode = False, ssl.CERT_NONE
 
 
 class HandClock:
@@ -501,11 +506,9 @@ def test_a_flood_does_not_keep_the_gateway_out(authority: Authority, tmp_path: P
                     writer.write(b"GET / HTTP/1.1\r\n\r\n")
 
     async def guess(at: Waiting) -> None:
-        blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
         for _ in range(200):
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", at.token.port, ssl=blind, local_addr=("127.0.0.2", 0))
+                _, writer = await asyncio.open_connection("127.0.0.1", at.token.port, ssl=BLIND, local_addr=("127.0.0.2", 0))
                 writer.write(desk.encode(desk.Request(1, "plant", "g1", bytes(16), "csr")))
                 held.append(writer)
 
@@ -513,9 +516,9 @@ def test_a_flood_does_not_keep_the_gateway_out(authority: Authority, tmp_path: P
     doors: list[enrolment._Door] = []
     accept = enrolment._Door.accept
 
-    def watched(door: enrolment._Door, listening: socket.socket) -> object:
-        doors.append(door)
-        return accept(door, listening)
+    def watched(door: enrolment._Door, listening: socket.socket) -> None:
+        doors[:] = [door]
+        accept(door, listening)
 
     async def test() -> None:
         nonlocal most
@@ -543,12 +546,46 @@ def test_a_flood_does_not_keep_the_gateway_out(authority: Authority, tmp_path: P
         _run(test())
 
 
+def test_a_flood_takes_no_memory(authority: Authority) -> None:
+    """Also not until the collector comes by: asyncio has 300 KiB for each TLS connection."""
+    spoken_with: list[weakref.ref[asyncio.StreamReader]] = []
+    accepted = enrolment._accepted
+
+    @asynccontextmanager
+    async def remembered(connection: socket.socket, context: ssl.SSLContext) -> AsyncIterator[joining.Streams]:
+        async with accepted(connection, context) as streams:
+            spoken_with.append(weakref.ref(streams[0]))
+            yield streams
+
+    async def test() -> None:
+        async with waiting(authority) as at:
+            for number in range(60):
+                reader, writer = await asyncio.open_connection("127.0.0.1", at.token.port, ssl=BLIND)
+                await reader.readline()
+                if number % 2:  # is cut while it waits for its answer
+                    writer.write(desk.encode(desk.Request(1, "plant", "g1", bytes(16), "csr")))
+                else:  # resets the connection
+                    here = writer.get_extra_info("socket")
+                    here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    writer.transport.abort()
+            await asyncio.sleep(0.1)
+            assert len(spoken_with) == 60
+            assert sum(each() is not None for each in spoken_with) <= enrolment.CONNECTIONS_MAX
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(enrolment, "_accepted", remembered)
+        patch.setattr(enrolment, "CONNECTIONS_MAX", 8)
+        gc.disable()
+        try:
+            _run(test())
+        finally:
+            gc.enable()
+
+
 def test_who_sends_without_end_is_cut(authority: Authority, tmp_path: Path) -> None:
     async def test() -> None:
-        blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
         async with waiting(authority) as at:
-            _, writer = await asyncio.open_connection("127.0.0.1", at.token.port, ssl=blind)
+            _, writer = await asyncio.open_connection("127.0.0.1", at.token.port, ssl=BLIND)
             with contextlib.suppress(OSError):
                 for _ in range(4_096):
                     writer.write(b"x" * 4_096)

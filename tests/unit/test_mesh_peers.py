@@ -367,3 +367,14 @@ def test_json_that_is_nearly_one_is_refused_or_does_no_harm(whole: dict[str, Any
 def test_what_is_refused(payload: bytes) -> None:
     with pytest.raises(BadMessage, match="birth: "):
         presence.unpack(payload, Birth)
+
+
+def test_who_was_revoked_is_put_out_at_once_and_no_heartbeat_brings_it_back() -> None:
+    peers = table(birth())
+    assert peers.put_out("b")
+    assert not peers.put_out("b")
+    assert not peers.put_out("nobody")
+    peers.on_load(load(), 1)
+    peers.replied("b", 0, 1)
+    assert (peers.state("b"), peers.peers(), peers.alive()) == ("offline", [], [])
+    assert peers.explain(1)[0].why == "it was revoked"

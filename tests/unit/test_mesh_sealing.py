@@ -90,6 +90,35 @@ def test_a_birth_is_its_gateways_own(site: Site) -> None:
         theirs.open_birth("alice", alice.sign(b"{}", "birth"))  # a person is no gateway
 
 
+def test_the_keys_of_a_revoked_gateway_are_not_used_any_more(site: Site) -> None:
+    mine, theirs = pair(site)
+    theirs.open_birth("one", mine.sign(b"{}"))
+    theirs.meet("one", mine.public)
+    sealed = mine.seal("task", "other", FRAME)
+    assert theirs.open("task", "one", sealed) == FRAME
+    site.authority.revoke("one", "stolen")
+    theirs._identity.take_roster(site.authority.roster())
+    for use in (lambda: theirs.open("task", "one", sealed), lambda: theirs.seal("reply", "one", FRAME)):
+        with pytest.raises(BadMessage, match="revoked"):
+            use()
+    assert theirs.forget_revoked() == ["one"]
+    with pytest.raises(BadMessage, match="no key"):
+        theirs.open("task", "one", sealed)
+    assert theirs.forget_revoked() == []
+
+
+def test_a_birth_that_came_too_early_is_remembered_as_such(site: Site) -> None:
+    """Of a newcomer that our roster does not have yet: with the next one all births are heard again."""
+    _, theirs = pair(site)
+    newcomer = Sealing(site.member("third"))
+    assert not theirs.refused_births
+    with pytest.raises(Forged):
+        theirs.open_birth("third", newcomer.sign(b"{}"))
+    assert theirs.refused_births
+    theirs._identity.take_roster(site.authority.roster())
+    assert theirs.open_birth("third", newcomer.sign(b"{}")) == b"{}"
+
+
 def test_a_revoked_gateway_is_not_born(site: Site) -> None:
     mine, theirs = pair(site)
     birth = mine.sign(b"{}")

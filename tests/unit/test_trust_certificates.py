@@ -33,7 +33,10 @@ def test_no_clock_of_any_machine_can_refuse_a_member(pem: bytes) -> None:
     assert certificate.not_valid_after_utc.year == 9999
 
 
-@pytest.mark.parametrize(("role", "serves"), [("gateway", True), ("viewer", False), ("operator", False), ("engineer", False)])
+@pytest.mark.parametrize(
+    ("role", "serves"),
+    [("gateway", True), ("viewer", False), ("operator", False), ("engineer", False), ("receiver", False), ("device", False)],
+)
 def test_only_gateways_may_be_servers(site: Site, role: str, serves: bool) -> None:
     certificate = x509.load_pem_x509_certificate(site.authority.issue(site.csr(), f"a-{role}", role))  # type: ignore[arg-type]
     usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value

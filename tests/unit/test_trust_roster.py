@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_runtime.ports import EdgeError
 from edge_runtime.trust import roster as rosters
 from edge_runtime.trust.keys import fingerprint
 from edge_runtime.trust.roster import MEMBERS_MAX, REVOKED_MAX, Forged, Member, Revoked, Roster, decode, encode
@@ -76,3 +77,19 @@ def test_the_largest_site_fits_into_one_document() -> None:
 def test_user_names_of_people_and_gateways_never_meet() -> None:
     assert rosters.certificate_name("alice", "gateway") == "alice"
     assert rosters.certificate_name("alice", "viewer") == "person:alice"
+
+
+def test_receivers_and_equipment_have_prefixes_of_their_own() -> None:
+    assert rosters.certificate_name("cloud", "receiver") == "receiver:cloud"
+    assert rosters.certificate_name("scale", "device") == "device:scale"
+    assert len({rosters.PREFIXES[role] for role in ("gateway", "viewer", *rosters.MACHINES)}) == 4
+    rosters.check_name("x" * 55, "receiver")
+    with pytest.raises(EdgeError, match="not a name"):
+        rosters.check_name("x" * 56, "receiver")
+
+
+@pytest.mark.parametrize("name", ["edge", "device"])
+def test_no_equipment_is_called_as_topics_begin(name: str) -> None:
+    with pytest.raises(EdgeError, match="topics begin with it"):
+        rosters.check_name(name, "device")
+    rosters.check_name(name, "gateway")

@@ -1,0 +1,110 @@
+"""The bus of a gateway's own clients: what `local` is, as whom they come, and what falls when a host is revoked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trusted import Site
+
+from edge_runtime.bus.local import LocalBus
+from edge_runtime.bus.member import Dress
+from edge_runtime.ports import Address, BrokerError
+from edge_runtime.trust.identity import Identity
+
+HERE = Address(host="10.0.0.7", port=8883, keepalive_s=9)
+OWN = "mqtt://10.0.0.1:1884"
+
+
+class Connection:
+    def __init__(self, address: Address, serial: str) -> None:
+        self.address, self.peer_serial, self.closed = address, serial, False
+
+    def abort(self) -> None:
+        self.closed = True
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Bus:
+    """Whoever comes, meets this serial number."""
+
+    serial = "abc"
+
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    async def connect(self, address: Address, **_: Any) -> Connection:
+        self.meanwhile()
+        return Connection(address, self.serial)
+
+
+def made(identity: Identity | None, url: str = OWN) -> tuple[LocalBus, Bus]:
+    bus = Bus()
+    local = LocalBus(bus, url, identity)  # type: ignore[arg-type]
+    local.local = lambda: Dress(identity)(HERE) if identity else HERE
+    return local, bus
+
+
+def reached(local: LocalBus, address: Address) -> Address:
+    found: Any = asyncio.run(local.connect(address))
+    where: Address = found.address
+    return where
+
+
+def test_local_is_where_the_sites_broker_is_now() -> None:
+    local, _ = made(None)
+    found = reached(local, Address(host="local", client_id="press", clean=False, keepalive_s=30))
+    assert (found.host, found.port, found.client_id, found.clean, found.keepalive_s) == ("10.0.0.7", 8883, "press", False, 30)
+    local.local = None
+    with pytest.raises(BrokerError, match="no local broker"):
+        reached(local, Address(host="local"))
+
+
+def test_the_url_of_the_own_broker_is_local_where_there_is_a_site(tmp_path: Path) -> None:
+    own, others = Address(host="10.0.0.1", port=1884), Address(host="10.0.0.1", port=1885)
+    press = Site(tmp_path).member("press")
+    assert reached(made(None)[0], own) == own
+    assert reached(made(press, "")[0], own) == own
+    assert reached(made(press)[0], others) == others
+    assert reached(made(press)[0], own).site_ca
+    foreign = Address(host="10.0.0.1", port=1884, tls=True)  # mqtts://: by its host name, somebody else's
+    assert reached(made(press)[0], foreign) == foreign
+
+
+def test_only_connections_to_who_was_revoked_fall(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press, saw, oven = (site.member(name) for name in ("press", "saw", "oven"))
+    local, bus = made(press)
+
+    async def main() -> None:
+        held: list[Any] = []
+        for host in (saw, oven):
+            bus.serial = host.subject.serial
+            held.append(await local.connect(Address(host="local")))
+        foreign: Any = await local.connect(Address(host="elsewhere"))
+        site.authority.revoke("oven", "stolen")
+        press.take_roster(site.authority.roster())
+        assert local.leave_revoked() == 1
+        assert [each.closed for each in (*held, foreign)] == [False, True, False]
+
+    asyncio.run(main())
+
+
+def test_a_host_that_is_revoked_while_we_connect(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press, saw = site.member("press"), site.member("saw")
+    local, bus = made(press)
+    bus.serial = saw.subject.serial
+
+    def revoke() -> None:
+        site.authority.revoke("saw", "stolen")
+        press.take_roster(site.authority.roster())
+
+    bus.meanwhile = revoke
+    with pytest.raises(BrokerError, match="was revoked"):
+        reached(local, Address(host="local"))
