@@ -38,6 +38,7 @@ from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.ports import Address, Receipt, SecretError, SinkError
 from edge_runtime.records import LANES, Lane, Record, Sample
+from edge_runtime.services import made
 from edge_runtime.sources.reporting import Reporter
 from edge_runtime.sources.supervisor import Lines, Source
 from edge_runtime.trust.identity import Identity
@@ -103,15 +104,18 @@ class Builder:
             where = ", ".join(dotted(path) for path, found in references.found(said) if found == name)
             raise SecretError(f"{where}: {error.cause}", error.hint) from None
 
-    def takers(self) -> tuple[dict[str, list[Lane]], dict[str, str], list[str]]:
-        """For whom the disk keeps what: lanes by sink, device by pipeline, and the sinks that are to the broker only."""
+    def takers(self) -> tuple[dict[str, list[Lane]], list[tuple[str, str]], list[str], int]:
+        """For whom the disk keeps what: lanes by sink, pipelines with their devices, the sinks that are to the broker only; and
+        the cap of the configuration that may come back (0: there is none). A pipeline that reads another device on trial stands
+        there with both: what its old one was told to be accepted is needed when it comes back."""
         found = [self._settings, self._kept] if self._kept else [self._settings]
         sinks = {name: sink for each in reversed(found) for name, sink in each.sinks.items()}
         taken = {name: [lane for each in found for lane in _lanes(each, name)] for name in sinks}
         return (
             {name: [lane for lane in LANES if lane in lanes] for name, lanes in taken.items()},
-            {name: pipeline.device for each in reversed(found) for name, pipeline in each.pipelines.items()},
+            list(dict.fromkeys((name, pipeline.device) for each in found for name, pipeline in each.pipelines.items())),
             [name for name, sink in sinks.items() if sink.type == "mqtt" and not sink.receiver],
+            self._kept.outbox.size_bytes_max if self._kept else 0,
         )
 
     # --- the disk ---
@@ -144,6 +148,9 @@ class Builder:
 
     def adapter(self, name: str, device: config.Device | None = None) -> Adapter:
         device = device or self._settings.devices[name]
+        return made(lambda: self._adapter(name, device))
+
+    def _adapter(self, name: str, device: config.Device) -> Adapter:
         schema = self._world.adapters[device.adapter]
         options = schema.Options.model_validate(device.options)
         return schema(
@@ -177,7 +184,7 @@ class Builder:
 
         adapter = self.adapter(name)
         device = self._settings.devices[name]
-        return Source(adapter, device, journal if adapter.redelivers else offer, unreachable)
+        return Source(adapter, device, journal if adapter.redelivers else offer, unreachable, self._world.writes)
 
     def pipeline(self, name: str, store: Store, mesh: Mesh | None, act: Callable[[Action], None]) -> Pipeline:
         settings = self._settings.pipelines[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -25,6 +26,7 @@ class Gateway(Protocol):
     deliveries: dict[str, Delivery]
     mesh: Mesh | None
     store: Store
+    started: asyncio.Event
 
     @property
     def failures(self) -> Mapping[str, Failure]: ...
@@ -38,7 +40,7 @@ def parts(gateway: Gateway, since_s: float) -> dict[str, Part]:
     found |= {f"sink {name}": _sink(delivery) for name, delivery in gateway.deliveries.items()}
     if gateway.mesh:
         found["broker"] = found["mesh"] = _broker(gateway.mesh)
-    found |= {"outbox": _outbox(gateway.store), "control": OK, "metrics": OK}
+    found |= {"outbox": _outbox(gateway.store, gateway.started.is_set()), "control": OK, "metrics": OK}
     for service, failure in gateway.failures.items():
         if failure.at_s >= since_s:
             kind, _, name = service.partition(" ")
@@ -69,8 +71,10 @@ def _sink(delivery: Delivery) -> Part:
     return Part("failed", state.cause) if state.cause else STARTING
 
 
-def _outbox(store: Store) -> Part:
-    return Part("failed", store.state.cause) if store.state.trouble else OK
+def _outbox(store: Store, is_open: bool) -> Part:
+    if store.state.trouble:
+        return Part("failed", store.state.cause)
+    return OK if is_open else STARTING
 
 
 def _broker(mesh: Mesh) -> Part:

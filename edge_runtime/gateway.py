@@ -19,11 +19,11 @@ from pathlib import Path
 
 from edge_runtime import condition, config
 from edge_runtime.building import OFFERING, Builder
-from edge_runtime.control.actions import Actions
+from edge_runtime.control.actions import ACTION_S_MAX, Actions
 from edge_runtime.control.commands import Commands
 from edge_runtime.control.control import Control
 from edge_runtime.control.keeping import Keeping
-from edge_runtime.control.plan import Change, Plan, Wiring
+from edge_runtime.control.plan import Plan, Wiring
 from edge_runtime.control.renewing import Renewing
 from edge_runtime.control.steering import Steering
 from edge_runtime.control.trial import Part
@@ -35,6 +35,9 @@ from edge_runtime.services import Failure, Services, cancel, within
 from edge_runtime.sources.supervisor import Source
 from edge_runtime.verbs import verbs
 from edge_runtime.world import World
+
+DEVICE_S = 0.1
+"""Between two looks whether a device is there that a rule wants to write to."""
 
 STOP_S_MAX = 5.0
 """Of a clean stop: for sources to end, then for pipelines to finish what has come in, then for the disk to take the rest."""
@@ -92,6 +95,7 @@ class Gateway:
     async def run(self) -> None:
         """Until `stop`, or until something fails that no restart can mend (it raises)."""
         self._watch()
+        self._meet()
         try:
             if await self._unless_stopped(self._open()):
                 self._start()
@@ -106,18 +110,26 @@ class Gateway:
     async def _open(self) -> None:
         """Waits for the disk."""
         await self.store.open(*self._builder.takers())
-        self._build()
+        self._build_parts(self.settings.devices, self.settings.pipelines, self.settings.sinks)
         for pipeline in self.pipelines.values():
             await pipeline.prepare()
 
-    def _build(self) -> None:
-        if self.settings.broker.mode != "none":
-            self.mesh = self._builder.mesh(self._undelivered, self._model_names)
-            if self.steering:
-                self.control = self._builder.control(self.steering, self, self.mesh)
-                self.commands = self._builder.commands(self.steering, verbs(self), lambda: self.settings, self.mesh)
-                self.keeping, self.renewing = self._builder.belonging(self.steering, self.mesh) or (None, None)
-        self._build_parts(self.settings.devices, self.settings.pipelines, self.settings.sinks)
+    def _meet(self) -> None:
+        """The local broker, and who steers us there: also while there is no disk, or a configuration that the disk cannot hold
+        could never be taken back."""
+        if self.settings.broker.mode == "none":
+            return
+        mesh = self.mesh = self._builder.mesh(self._undelivered, self._model_names)
+        services = dict(mesh.services)
+        if self.steering:
+            self.control = self._builder.control(self.steering, self, mesh)
+            self.commands = self._builder.commands(self.steering, verbs(self), lambda: self.settings, mesh)
+            services |= {**self.control.services, "commands": self.commands.run}
+            self.keeping, self.renewing = self._builder.belonging(self.steering, mesh) or (None, None)
+            if self.keeping and self.renewing:
+                services |= {"roster": self.keeping.run, "renewal": self.renewing.run}
+        for name, service in services.items():
+            self._services.keep(name, service)
 
     def _build_parts(self, devices: Iterable[str], pipelines: Iterable[str], sinks: Iterable[str]) -> None:
         """Of these names; the others are as they are."""
@@ -139,14 +151,6 @@ class Gateway:
 
     def _start(self) -> None:
         """Every service, in the order in which they are needed."""
-        for name, service in self.mesh.services.items() if self.mesh else ():
-            self._services.keep(name, service)
-        if self.control and self.commands:
-            for name, service in {**self.control.services, "commands": self.commands.run}.items():
-                self._services.keep(name, service)
-        if self.keeping and self.renewing:
-            self._services.keep("roster", self.keeping.run)
-            self._services.keep("renewal", self.renewing.run)
         self._services.keep("rule actions", self._actions.run)
         self._start_parts(self.sources, self.pipelines, self.deliveries)
         self._log.info("gateway_started", site=self.settings.site, devices=len(self.sources), sinks=len(self.deliveries))
@@ -171,6 +175,7 @@ class Gateway:
         """Sources end, pipelines finish, deliveries go on for a while; what is left then is on the disk."""
         if self.mesh:
             self.mesh.drain()
+        await within(ACTION_S_MAX, [self._actions.drained()])  # while there are devices to write to
         await self._finish(self.sources, self.pipelines)
         if self.successor is None:  # else they go on in a moment
             await within(self.settings.outbox.drain_s_max, [delivery.drained() for delivery in self.deliveries.values()])
@@ -243,16 +248,6 @@ class Gateway:
             self._watch()
         self.world.use_log(settings.log)
 
-    async def restart(self, kind: str, name: str) -> None:
-        """One part, with the settings that it has. `kind`: device, pipeline or sink."""
-        change, none = Change(changed={name: ("asked for",)}), Change()
-        plan = Plan(
-            devices=change if kind == "device" else none,
-            pipelines=change if kind == "pipeline" else none,
-            sinks=change if kind == "sink" else none,
-        )
-        await self.change(self.settings, plan, self.kept)
-
     async def settle(self) -> None:
         """The settings before these will not come back."""
         self.kept = None
@@ -268,9 +263,10 @@ class Gateway:
 
     async def _write(self, device: str, point: str, value: Value, until_ns: int) -> Outcome:
         """For a rule."""
-        source = self.sources.get(device)
-        if source is None:
-            return Outcome(outcome="refused", requested=value, cause=f"there is no device {device!r}")
+        while (source := self.sources.get(device)) is None or source.state.phase != "connected":  # it may be restarting
+            if self.world.clock.mono_ns() >= until_ns:
+                return Outcome(outcome="refused", requested=value, cause=f"the device {device} is not connected")
+            await asyncio.sleep(DEVICE_S)
         return await source.write(point, value, until_ns=until_ns)
 
     # --- for who asks ---

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from edge_runtime.ports import EdgeError
 from edge_runtime.saying import told
 
 RESTART_S_MIN, RESTART_S_MAX = 1.0, 30.0
@@ -29,6 +30,19 @@ class Failure:
     cause: str
 
 
+T = TypeVar("T")
+
+
+def made(build: Callable[[], T]) -> T:
+    """Of foreign code (an adapter's constructor). Raises EdgeError, whatever that raises."""
+    try:
+        return build()
+    except EdgeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a supervisor: foreign code may raise anything
+        raise EdgeError(f"it cannot be made: {told(error)}", "tell its author; the others go on") from None
+
+
 class Services:
     """Of one gateway, by name, in the order in which they were started."""
 
@@ -41,7 +55,9 @@ class Services:
         return name in self._tasks
 
     def keep(self, name: str, service: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Runs it until it returns or is dropped."""
+        """Runs it until it returns or is dropped. Two of one name would be one too many, and nobody could drop the first."""
+        if name in self._tasks and not self._tasks[name].done():
+            raise EdgeError(f"{name} runs already", "report it")
         self._tasks[name] = asyncio.create_task(self._supervised(name, service), name=name)
         return self._tasks[name]
 

@@ -8,7 +8,10 @@
 | drain    | limit_s, resume                 | takes no more tasks, and tells when everything is delivered               |
 | rollback |                                 | the last good configuration goes on trial                                 |
 | bundle   |                                 | writes a support bundle beside its data, and says where                   |
-| history  | layer                           | its newest configurations; or the document of a layer that is in force    |
+| history  | layer                           | its newest configurations; or the document of a layer that is in force,   |
+|          |                                 | without its secrets                                                       |
+| time     |                                 | its boot and its monotonic clock, for who must know until when a command  |
+|          |                                 | holds: signed, as a heartbeat is not                                      |
 """
 
 from __future__ import annotations
@@ -18,16 +21,22 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from edge_runtime import config
+from edge_runtime.bus import control as messages
 from edge_runtime.control.commands import Asked, Done, Verb
 from edge_runtime.control.control import Control
 from edge_runtime.control.layers import FILE
+from edge_runtime.control.redaction import redacted
 from edge_runtime.control.steering import Steering
 from edge_runtime.document import closest
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.pipeline.pipeline import Pipeline
+from edge_runtime.ports import EdgeError
 from edge_runtime.sources.supervisor import Source
+from edge_runtime.trust import envelope
 from edge_runtime.world import World
 
 DRAIN_S_MAX = 300.0
@@ -38,6 +47,9 @@ IN_FORCE_BYTES_MAX = 100_000
 """Of a document in a reply, in which each quotation mark takes two bytes and more."""
 
 KINDS = ("device", "pipeline", "sink")
+
+ANSWER_S = 1.0
+"""Until everything is built anew: the answer would be lost with the connection that it needs."""
 
 
 class Gateway(Protocol):
@@ -52,9 +64,6 @@ class Gateway(Protocol):
     deliveries: dict[str, Delivery]
     mesh: Mesh | None
     control: Control | None
-
-    async def restart(self, kind: str, name: str) -> None: ...
-    def become(self, settings: config.Config) -> None: ...
 
 
 def verbs(gateway: Gateway) -> dict[str, Verb]:
@@ -71,6 +80,7 @@ def verbs(gateway: Gateway) -> dict[str, Verb]:
         "rollback": of(_rollback, lambda _: "configuration"),
         "bundle": of(_bundle, lambda _: "gateway"),
         "history": of(_history, lambda _: "configuration"),
+        "time": of(_time, lambda _: "gateway")._replace(only_asks=True),
     }
 
 
@@ -101,8 +111,9 @@ async def _reload(gateway: Gateway, asked: Asked) -> Done:
     if not using:
         known = dict.fromkeys(each.model for each in gateway.settings.pipelines.values() if each.model)
         return _refused(f"no pipeline uses a model {model!r}", closest(str(model), list(known), "in use are"))
+    control = _control(gateway)
     for name in using:
-        await gateway.restart("pipeline", name)
+        await control.restart("pipeline", name)
     return Done(outcome="done", result={"pipelines": using})
 
 
@@ -111,8 +122,7 @@ async def _restart(gateway: Gateway, asked: Asked) -> Done:
         return wrong
     part = asked.args.get("part")
     if part == "everything":
-        # After the answer is out: it would be lost with the connection that it needs.
-        asyncio.get_running_loop().call_later(1.0, gateway.become, gateway.settings)
+        _control(gateway).restart_all_in(ANSWER_S)
         return Done(outcome="done", result={"part": part})
     kind, _, name = part.partition(" ") if isinstance(part, str) else ("", "", "")
     there: dict[str, Mapping[str, Any]] = {
@@ -121,7 +131,7 @@ async def _restart(gateway: Gateway, asked: Asked) -> Done:
     if name not in there.get(kind, ()):
         names = [f"{each} {one}" for each in KINDS for one in there[each]]
         return _refused(f"there is no part {part!r}", closest(str(part), [*names, "everything"], "there are"))
-    await gateway.restart(kind, name)
+    await _control(gateway).restart(kind, name)
     return Done(outcome="done", result={"part": part})
 
 
@@ -153,9 +163,7 @@ async def _drain(gateway: Gateway, asked: Asked) -> Done:
 async def _rollback(gateway: Gateway, asked: Asked) -> Done:
     if wrong := _unknown(asked):
         return wrong
-    if gateway.control is None:
-        return _refused("this gateway is not steered", "run it with `edge-runtime run`")
-    return Done(outcome="done", result={"does": await gateway.control.rollback(asked.by)})
+    return Done(outcome="done", result={"does": await _control(gateway).rollback(asked.by)})
 
 
 async def _bundle(gateway: Gateway, asked: Asked) -> Done:
@@ -194,10 +202,40 @@ async def _history(gateway: Gateway, asked: Asked) -> Done:
         return _refused("this gateway is not steered", "run it with `edge-runtime run`")
     if "layer" not in asked.args:
         return Done(outcome="done", result={"history": await gateway.control.history()})
-    payload = gateway.control.in_force(str(asked.args["layer"]))
-    if payload is not None and len(payload) > IN_FORCE_BYTES_MAX:
+    layer = str(asked.args["layer"])
+    if layer == FILE:
+        return _refused("the file stays on the gateway: its secrets stand in it", "`edge-runtime config get` shows what runs")
+    payload = gateway.control.in_force(layer)
+    if payload is None:
+        return Done(outcome="done", result={"document": None})
+    if len(payload) > IN_FORCE_BYTES_MAX:
         return _refused(f"the document has {len(payload)} bytes", "look at `config/desired` of the layer")
-    return Done(outcome="done", result={"document": payload.decode() if payload is not None else None})
+    return Done(outcome="done", result={"document": _shown(gateway, payload).decode()})
+
+
+def _shown(gateway: Gateway, payload: bytes) -> bytes:
+    """A document as it came, with its signature; or, where it holds secrets, its text without them: everybody on the broker reads
+    the answer, and it stands in the book."""
+    desired = messages.desired(envelope.unwrap(payload), "")
+    known = gateway.settings.model_dump(mode="json", exclude_unset=True)
+    content = redacted(desired.content, gateway.world.adapters, known)
+    if content == desired.content:
+        return payload
+    part = "config" if desired.config is not None else "patch"
+    return messages.pack(msgspec.structs.replace(desired, hash="", **{part: content}))
+
+
+async def _time(gateway: Gateway, asked: Asked) -> Done:
+    if wrong := _unknown(asked):
+        return wrong
+    now = gateway.world.clock.now()
+    return Done(outcome="done", result={"boot": now.boot, "now_ns": now.mono_ns})
+
+
+def _control(gateway: Gateway) -> Control:
+    if gateway.control is None:
+        raise EdgeError("this gateway is not steered", "run it with `edge-runtime run`")
+    return gateway.control
 
 
 def _unknown(asked: Asked, *known: str) -> Done | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,7 @@ from edge_runtime.ports import (
     Vitals,
     Worker,
 )
+from edge_runtime.sources.writing import Writes
 from edge_runtime.trust.identity import Identity
 
 if TYPE_CHECKING:
@@ -79,3 +80,5 @@ class World:
     """Those of a folder, and of what else the machine keeps them in."""
     systemd: Systemd | None = None
     """Who wants to be told that we have started, and live."""
+    writes: Writes = field(default_factory=Writes)
+    """When points were last written: a restart of a device, or of everything in this process, forgets nothing of it."""

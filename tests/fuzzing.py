@@ -126,7 +126,7 @@ def parsers() -> Mapping[str, Parser]:
     ]
     commands = [
         _json({"id": "c1", "target": "g", "verb": "write", "boot": "b", "until_ns": 5, "args": {"point": "d/a", "value": 1}}),
-        _json({"id": "c2", "issuer": "alice", "reply_to": "mine/1"}),
+        _json({"id": "c2", "issuer": "alice", "until_ns": 0}),
     ]
     key = _key(site, "alice")
     signed = [envelope.seal(each, context, key, "alice") for each in (*wanted, *commands) for context in ("desired", "command")]

@@ -41,7 +41,7 @@ async def opened(
     path: Path, sinks: Mapping[str, Sequence[Lane]] = SINKS, pipelines: Mapping[str, str] | None = None, **more: Any
 ) -> AsyncIterator[Store]:
     store = new_store(path, **more)
-    await store.open(sinks, pipelines or {})
+    await store.open(sinks, [*(pipelines or {}).items()])
     try:
         yield store
     finally:

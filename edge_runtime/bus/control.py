@@ -17,7 +17,6 @@ The hash of a configuration is the SHA-256 of its canonical JSON: see canonical.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -137,7 +136,6 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     verb: Verb = ""
     boot: Annotated[str, msgspec.Meta(max_length=128)] = ""
     until_ns: Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)] | None = None
-    reply_to: Annotated[str, msgspec.Meta(max_length=512)] = ""
     args: dict[str, Any] = {}
 
 
@@ -206,10 +204,6 @@ def command(payload: bytes, target: str, verb: str, *, named: bool = False) -> C
         raise BadMessage(f"command: $.target: it is for {message.target} and came to {target}", "publish it on its own topic")
     if message.verb not in ("", verb):
         raise BadMessage(f"command: $.verb: it is {message.verb} and came as {verb}", "publish it on its own topic")
-    if re.search(r"[+#\x00-\x1f\x7f]|^\$|^edge(/|$)", message.reply_to):
-        # Or whoever may command one gateway could let it speak in its name to another one.
-        hint = "a topic of yours, without + and #; the reply comes on .../cmd/{verb}/reply anyway"
-        raise BadMessage("command: $.reply_to: is no topic that a reply may go to", hint)
     return msgspec.structs.replace(message, target=target, verb=verb)
 
 

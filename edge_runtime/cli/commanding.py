@@ -1,11 +1,15 @@
-"""One command for one gateway, and its answer (runs). It holds for seconds, by the gateway's own clock, which comes with its
-heartbeats; so it needs no right time here, and nobody can send it again later.
+"""One command for one gateway, and its answer (runs). It holds for seconds, by the gateway's own clock; so it needs no right time
+here, and nobody can send it again later.
+
+With a site the gateway is asked for its time, and signs the answer: a heartbeat is not signed, so whoever hosts the broker could
+say one that is far ahead, keep the command, and let it arrive ten minutes later. Without a site the heartbeat is believed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.board.system import SystemDice
@@ -21,6 +25,8 @@ from edge_runtime.trust.roster import Forged
 
 HEARTBEAT_S_MAX = 15.0
 """The slowest heart of a large site beats twice in that time."""
+TIME_S_MAX, TIME_AGAIN_S = 15.0, 3.0
+"""For the gateway's time; and from one question to the next: it may be on its way to another broker."""
 VALID_S = 10.0
 WAIT_S = 60.0
 """For the answer."""
@@ -36,34 +42,69 @@ async def commanded(
 ) -> CommandReply:  # fmt: skip
     """`asks_only`: what came of the command `name`; it is never begun. Raises EdgeError: no such gateway, it is silent, we may
     not command it, Unanswered. `aside` gets what comes meanwhile and is no answer."""
-    reply_topic = topics.gateway(talk.site, gateway, "cmd", verb, "reply")
-    await talk.listen(reply_topic)
-    beat = await _heartbeat(talk, gateway)
-    until_ns = 0 if asks_only else beat.now_ns + round(valid_s * 1e9)
-    name = name or SystemDice().token()
+    asking = Asking(talk, gateway, aside)
+    boot, now_ns = await (_heartbeat(talk, gateway) if talk.identity is None else _time(asking))
     command = Command(
-        id=name, issuer=talk.name, target=gateway, verb=verb, boot=beat.boot, until_ns=until_ns, args=dict(args)
+        id=name or SystemDice().token(), issuer=talk.name, target=gateway, verb=verb, boot=boot,
+        until_ns=0 if asks_only else now_ns + round(valid_s * 1e9), args=dict(args),
     )  # fmt: skip
-    payload = talk.signed(messages.pack(command), "command")
-    await talk.publish(topics.gateway(talk.site, gateway, "cmd", verb), payload)
-    until_s, forged = asyncio.get_running_loop().time() + wait_s, ""
-    while message := await talk.hear(until_s):
-        if message.topic != reply_topic:
-            aside(message)
-            continue
-        try:
-            reply = messages.unpack(talk.of_gateway(message.payload, REPLY, gateway), CommandReply)
-        except (BadMessage, Forged) as error:
-            forged = f"; an answer that came was not its own: {error.cause}"
-            continue
-        if (reply.id, reply.gateway, reply.verb) == (name, gateway, verb):
-            return reply
-    hint = f"`edge-runtime command {gateway} {verb} --id {name}` asks again what came of it; does it take commands from you?"
-    raise Unanswered(f"{gateway} has not answered within {wait_s:g} s{forged}", hint)
+    if reply := await asking.answer(command, wait_s):
+        return reply
+    again = f"`edge-runtime command {gateway} {verb} --id {command.id}`"
+    hint = f"{again} asks again what came of it; does it take commands from you?"
+    raise Unanswered(f"{gateway} has not answered within {wait_s:g} s{asking.forged}", hint)
 
 
-async def _heartbeat(talk: Talk, gateway: str) -> Load:
-    """The next one. Raises EdgeError."""
+@dataclass
+class Asking:
+    """One gateway. `forged`: of answers that were not its own, for people."""
+
+    talk: Talk
+    gateway: str
+    aside: Callable[[Message], object]
+    forged: str = ""
+
+    async def answer(self, command: Command, wait_s: float) -> CommandReply | None:
+        """None: none came in time. Raises EdgeError: we may not command."""
+        talk, wanted = self.talk, (command.id, self.gateway, command.verb)
+        topic = topics.gateway(talk.site, self.gateway, "cmd", command.verb)
+        await talk.listen(f"{topic}/reply")
+        await talk.publish(topic, talk.signed(messages.pack(command), "command"))
+        until_s = asyncio.get_running_loop().time() + wait_s
+        while message := await talk.hear(until_s):
+            if message.topic != f"{topic}/reply":
+                self.aside(message)
+                continue
+            try:
+                reply = messages.unpack(talk.of_gateway(message.payload, REPLY, self.gateway), CommandReply)
+            except (BadMessage, Forged) as error:
+                self.forged = f"; an answer that came was not its own: {error.cause}"
+                continue
+            if (reply.id, reply.gateway, reply.verb) == wanted:
+                return reply
+        return None
+
+
+async def _time(asking: Asking) -> tuple[str, int]:
+    """Boot and monotonic clock of the gateway when it answered, signed by it. Raises EdgeError."""
+    talk, gateway = asking.talk, asking.gateway
+    if not [message async for message in talk.kept(topics.gateway(talk.site, gateway, "status"))]:
+        raise await talk.unknown(gateway)
+    command = Command(id=SystemDice().token(), issuer=talk.name, target=gateway, verb="time")
+    for _ in range(int(TIME_S_MAX / TIME_AGAIN_S)):
+        reply = await asking.answer(command, TIME_AGAIN_S)
+        if reply is None:
+            continue
+        boot, now_ns = reply.result.get("boot"), reply.result.get("now_ns")
+        if reply.outcome != "done" or not isinstance(boot, str) or not isinstance(now_ns, int):
+            raise EdgeError(f"{gateway} does not tell its time: {reply.cause or 'its answer is none'}", "update it")
+        return boot, now_ns
+    hint = "is it running (see `edge-runtime mesh`)? does it take commands from you?"
+    raise EdgeError(f"{gateway} is silent: it has not told its time within {TIME_S_MAX:g} s{asking.forged}", hint)
+
+
+async def _heartbeat(talk: Talk, gateway: str) -> tuple[str, int]:
+    """Boot and monotonic clock, of the next one. Raises EdgeError."""
     topic, status = (topics.gateway(talk.site, gateway, kind) for kind in ("load", "status"))
     known = False
     async for message in talk.kept(topic, status):
@@ -79,7 +120,7 @@ async def _heartbeat(talk: Talk, gateway: str) -> Load:
     raise EdgeError(f"{gateway} is silent: no heartbeat within {HEARTBEAT_S_MAX:g} s", "is it running? see `edge-runtime mesh`")
 
 
-def _beat(message: Message, topic: str) -> Load | None:
+def _beat(message: Message, topic: str) -> tuple[str, int] | None:
     if message.topic != topic or message.retain:
         return None
     try:
@@ -88,4 +129,4 @@ def _beat(message: Message, topic: str) -> Load | None:
         return None
     if not beat.boot:
         raise EdgeError(f"{beat.gateway} does not tell its time: its version takes no commands", "update it")
-    return beat
+    return beat.boot, beat.now_ns

@@ -20,6 +20,9 @@ SUMMARY = "replace a gateway that is dead by this machine: its name, configurati
 
 FILE, DATA = "gateway.yaml", "data"
 
+NOT_TAKEN = ("control", "site_dir", "secrets_dir")
+"""Of a report: who may configure this machine, and whom it trusts, nobody says from elsewhere."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="replace", required=True)
@@ -114,6 +117,8 @@ def _check_token(args: argparse.Namespace) -> None:
 
 def _take_configuration(args: argparse.Namespace, identity: Identity | None, file: Path, steps: Steps) -> None:
     """What peers keep of it, or what the broker remembers."""
+    import json
+
     from edge_runtime import config
     from edge_runtime.sources.registry import Registry
     from edge_runtime.trust import files
@@ -123,13 +128,16 @@ def _take_configuration(args: argparse.Namespace, identity: Identity | None, fil
         return
     site = identity.site if identity else args.site
     found, where = asyncio.run(_kept(_plan(args, site, identity), args.old))
-    settings = {**found, "site": site, "gateway": args.old, "data_dir": DATA}
-    settings.pop("site_dir", None)
+    settings = {key: value for key, value in found.items() if key not in NOT_TAKEN}
+    settings |= {"site": site, "gateway": args.old, "data_dir": DATA}
     settings = _referring(settings, ())
     text = _text(args.old, where, settings)
     config.load(text, Registry())
     files.write(file, text.encode())
     steps.say("configuration", "done", f"{file}, as {where} keeps it")
+    for key in (each for each in NOT_TAKEN if each in found):
+        told = json.dumps(found[key])
+        steps.say("configuration", "left", f"{key}: it said {told}", f"write it into {file} if that is still right")
 
 
 def _plan(args: argparse.Namespace, site: str, identity: Identity | None) -> Plan:
@@ -142,13 +150,11 @@ def _plan(args: argparse.Namespace, site: str, identity: Identity | None) -> Pla
 
 async def _kept(plan: Plan, old: str) -> tuple[dict[str, Any], str]:
     """The newest effective configuration, without its secrets, and where it is from."""
-    from edge_runtime.bus import control as messages
     from edge_runtime.bus import topics
     from edge_runtime.bus.control import Reported
     from edge_runtime.bus.messages import BadMessage
     from edge_runtime.cli.talking import Talk
-    from edge_runtime.control.neighbours import opened_kept
-    from edge_runtime.control.reporting import REPORTED
+    from edge_runtime.control.neighbours import opened_kept, report_of
     from edge_runtime.ports import EdgeError
     from edge_runtime.trust.roster import Forged
 
@@ -158,15 +164,14 @@ async def _kept(plan: Plan, old: str) -> tuple[dict[str, Any], str]:
         async for message in talk.kept(kept, reported):
             try:
                 if message.topic == kept:
-                    document = opened_kept(message.payload, plan.identity)[1]
+                    found[kept] = opened_kept(message.payload, plan.identity, old)[2]
                 else:
-                    document = talk.of_gateway(message.payload, REPORTED, old)
-                found[message.topic] = messages.unpack(document, Reported)
-            except (BadMessage, Forged):  # what the old key has signed: it is revoked
+                    found[reported] = report_of(message.payload, plan.identity, old)
+            except (BadMessage, Forged):  # the old gateway has not said it
                 continue
         where = talk.where
     for topic in (kept, reported):
-        if topic in found and found[topic].gateway == old and found[topic].config:
+        if topic in found and found[topic].config:
             return dict(found[topic].config or {}), "a peer" if topic == kept else f"the broker at {where}"
     hint = "is another gateway running? It says it within 10 s. Or write the file by hand, and try again: the rest is done then"
     raise EdgeError(f"{where}: nobody keeps the configuration of {old}", hint)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.outbox import intervals, tables
+from edge_runtime.outbox import intervals, schema, tables
 from edge_runtime.outbox.database import SIDE_FILES, DiskError, open_read_only
 from edge_runtime.ports import Clock, Database, EdgeError, delivery
 from edge_runtime.records import KINDS, LANES, Gap, Lane, Record
@@ -94,15 +94,15 @@ def _recognise(database: Database, path: Path) -> None:
 
     connection: Any = database
     found = sqlite_utils.Database(connection).table_names()
-    version = tables.version(database)
+    version = schema.version(database)
     if not {f"lane_{lane}" for lane in KINDS} <= {*found} or not version:
         raise OutboxError(
             f"{path}: is no outbox: its tables are not there", "an outbox is `outbox.file` in the gateway's `data_dir`"
         )
-    if version > tables.SCHEMA_VERSION:
-        cause = f"{path}: written by a newer edge-runtime (format {version}, this one knows {tables.SCHEMA_VERSION})"
+    if version > schema.SCHEMA_VERSION:
+        cause = f"{path}: written by a newer edge-runtime (format {version}, this one knows {schema.SCHEMA_VERSION})"
         raise OutboxError(cause, "update edge-runtime")
-    tables.pretend(database)
+    schema.pretend(database)
 
 
 def look(path: Path, clock: Clock) -> Look:
@@ -117,12 +117,20 @@ def look(path: Path, clock: Clock) -> Look:
             gaps=_gaps(database),
             refused=_refused(database),
             journal_rows=tables.journal_counts(database),
-            pipelines={name: row for name, (_, row, _) in tables.positions(database).items()},
+            pipelines=_pipelines(database),
             epochs=[epoch.name for epoch in tables.epochs(database)],
         )
         sinks = _sinks(database, found.lanes)
         database.execute("COMMIT")
         return msgspec.structs.replace(found, sinks=sinks)
+
+
+def _pipelines(database: Database) -> dict[str, int]:
+    """The first row that each needs; of one that reads another device on trial, the earlier of both."""
+    found: dict[str, int] = {}
+    for (pipeline, _), (row, _) in tables.positions(database).items():
+        found[pipeline] = min(row, found.get(pipeline, row))
+    return found
 
 
 def _files(path: Path) -> list[Path]:

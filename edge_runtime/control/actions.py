@@ -23,6 +23,7 @@ from edge_runtime.records import Outcome, Value
 ACTION_S_MAX = 5.0
 """From the event to the write: later the plant is in another state than the one that was judged."""
 
+DRAINED_S = 0.02
 WAITING_MAX = 100
 ABREAST_MAX = 8
 """Actions under way at once: devices that do not answer take their time."""
@@ -52,6 +53,7 @@ class Actions:
     def __init__(self, write: Write, audit: AuditLog | None, clock: Clock, log: Any) -> None:
         self._write, self._audit, self._clock, self._log = write, audit, clock, log
         self._waiting: asyncio.Queue[tuple[Action, int]] = asyncio.Queue(WAITING_MAX)
+        self._under_way = 0
         self.outcomes: Counter[str] = Counter()
 
     def take(self, action: Action) -> None:
@@ -60,6 +62,11 @@ class Actions:
             self._waiting.put_nowait((action, self._clock.mono_ns() + round(ACTION_S_MAX * 1e9)))
         except asyncio.QueueFull:
             self._tell(action, "refused", f"{WAITING_MAX} actions wait already")
+
+    async def drained(self) -> None:
+        """Returns when nothing waits and nothing is under way."""
+        while self._waiting.qsize() or self._under_way:
+            await asyncio.sleep(DRAINED_S)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -70,19 +77,26 @@ class Actions:
     async def _work(self) -> None:
         while True:
             action, until_ns = await self._waiting.get()
-            if self._audit is None:
-                self._tell(action, "refused", "there is no audit log")
-                continue
+            self._under_way += 1
             try:
-                number = await self._audit.begin(self._entry(action))
-            except AuditError as error:
-                self._tell(action, "refused", f"it cannot be written to the audit log: {error.cause}")
-                continue
-            found = await self._write(action.device, action.point, action.value, until_ns)
-            await self._audit.complete(
-                number, found.outcome, before=found.before, read_back=found.read_back, why=f"{_why(action)}: {found.cause}"
-            )
-            self._tell(action, found.outcome, found.cause)
+                await self._do(action, until_ns)
+            finally:
+                self._under_way -= 1
+
+    async def _do(self, action: Action, until_ns: int) -> None:
+        if self._audit is None:
+            self._tell(action, "refused", "there is no audit log")
+            return
+        try:
+            number = await self._audit.begin(self._entry(action))
+        except AuditError as error:
+            self._tell(action, "refused", f"it cannot be written to the audit log: {error.cause}")
+            return
+        found = await self._write(action.device, action.point, action.value, until_ns)
+        await self._audit.complete(
+            number, found.outcome, before=found.before, read_back=found.read_back, why=f"{_why(action)}: {found.cause}"
+        )
+        self._tell(action, found.outcome, found.cause)
 
     def _entry(self, action: Action) -> Entry:
         return Entry(

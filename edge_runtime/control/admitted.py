@@ -56,9 +56,13 @@ def opened(payload: bytes, context: Context, settings: config.Config, identity: 
     return Said(found.document, f"person:{found.by}", True)
 
 
+def closed_by(settings: config.Config) -> str:
+    """Where the broker is reached, if without a site nobody may say anything with these settings; else ""."""
+    return "" if settings.control.from_network else reached_from(settings)
+
+
 def _without_site(payload: bytes, signed: bool, settings: config.Config) -> Said:
-    where = reached_from(settings)
-    if where and not settings.control.from_network:
+    if where := closed_by(settings):
         hint = "make a site (`edge-runtime site init`), or set control.from_network in the file on the gateway"
         raise NotAdmitted("network", f"the broker is open to the network ({where}), and this gateway has no site", hint)
     if signed:

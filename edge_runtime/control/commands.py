@@ -6,7 +6,8 @@ done.
 
 Time is that of the target: its boot and its monotonic clock, which come with every heartbeat; so a command holds for seconds on a
 gateway that thinks it is 1970. A command that comes again is answered with what came of it; one that was begun when the power
-failed is `unknown`: it is never done a second time. The verbs themselves are verbs.py.
+failed is `unknown`: it is never done a second time. Its id is for this command and this person alone: whoever uses it for
+anything else is refused, and told nothing. The verbs themselves are verbs.py.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edge_runtime import config
+from edge_runtime.bus import canonical, topics
 from edge_runtime.bus import control as messages
-from edge_runtime.bus import topics
 from edge_runtime.bus.control import Command, CommandReply
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import admitted
@@ -70,10 +71,12 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verb(NamedTuple):
-    """`subject`: what a command is about, for the audit log."""
+    """`subject`: what a command is about, for the audit log. `only_asks`: it changes nothing and its answer is worth nothing
+    later, so that it needs no expiry, and stands neither in the book nor in the audit log."""
 
     do: Callable[[Asked], Awaitable[Done]]
     subject: Callable[[Mapping[str, Any]], str]
+    only_asks: bool = False
 
 
 class Commands:
@@ -87,8 +90,8 @@ class Commands:
         self._verbs, self._clock, self._log = verbs, clock, log
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(FLOOD_MAX)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._running: dict[str, None] = {}
-        """Ids of commands that are being done."""
+        self._running: dict[str, str] = {}
+        """Commands that are being done: id -> `claim`."""
         self._number = 0
         self.refused: Counter[str] = Counter()
         """What came and was not done, by reason."""
@@ -138,9 +141,10 @@ class Commands:
             return
         by = said.by or command.issuer or "somebody on the broker"
         if command.id in self._running:  # it came twice: the answer comes when it is done
-            self.refused["repeated"] += 1
+            # To another one nothing is said: who has sent the first would take it for the answer.
+            self.refused["repeated" if _is_claimed(command, by, self._running[command.id]) else "id"] += 1
             return
-        self._running[command.id] = None
+        self._running[command.id] = claim(command, by)
         try:
             done = await self._once(command, by)
         finally:
@@ -161,17 +165,18 @@ class Commands:
         verb = self._verbs.get(command.verb)
         if verb is None:
             return self._no("verb", f"there is no command {command.verb!r}", closest(command.verb, self._verbs, "there are"))
+        if verb.only_asks:
+            return await verb.do(Asked(command.args, by, 0))
         if not command.boot or command.until_ns is None:
             hint = "boot and now_ns of the gateway come with every heartbeat: until_ns is now_ns and some seconds"
             return self._no("expiry", "it does not say until when it holds (boot, until_ns)", hint)
         book = self._steering.book
         try:
-            repeated = await book.begin(command.id, command.verb, command.boot, command.until_ns)
+            repeated = await book.begin(command.id, claim(command, by), command.boot, command.until_ns)
         except BookError as error:
             return self._no("expired", error.cause, error.hint)
         if repeated is not None:
-            self.refused["repeated"] += 1
-            return self._again(command, repeated)
+            return self._again(command, by, repeated)
         done = await self._audited(command, verb, by)
         try:
             await book.complete(command.id, _kept(done))
@@ -179,9 +184,10 @@ class Commands:
             self._log.error("command_outcome_not_kept", id=command.id, cause=error.cause, hint=error.hint)
         return done
 
-    def _again(self, command: Command, repeated: Repeated) -> Done:
-        if repeated.verb != command.verb:
-            return Done(outcome="refused", cause=f"the id was used for {repeated.verb}", hint="give each command its own id")
+    def _again(self, command: Command, by: str, repeated: Repeated) -> Done:
+        if not _is_claimed(command, by, repeated.verb):
+            return self._no("id", "the id was used for another command", "give each command its own id")
+        self.refused["repeated"] += 1
         if repeated.outcome is None:
             cause = "it was begun before, and nobody knows what came of it; it is not done again"
             return Done(outcome="unknown", cause=cause, hint="look at the device; then send another command")
@@ -219,12 +225,27 @@ class Commands:
         payload = messages.pack(reply)
         if self._steering.identity is not None:
             payload = self._steering.identity.sign(payload, REPLY)
-        places = [topics.gateway(self._link.site, self._link.gateway, "cmd", command.verb, "reply")]
+        topic = topics.gateway(self._link.site, self._link.gateway, "cmd", command.verb, "reply")
         try:
-            for topic in [*places, *([command.reply_to] if command.reply_to else [])]:
-                await self._link.send(topic, payload, qos=1)
+            await self._link.send(topic, payload, qos=1)
         except BrokerError as error:
             self._log.warning("command_reply_lost", id=command.id, cause=told(error), hint="send it again: it is not done twice")
+
+
+def claim(command: Command, by: str) -> str:
+    """What an id is used for, as the book has it: the verb, who gave the command, and all that it says."""
+    said = [command.verb, dict(command.args), command.boot, command.until_ns]
+    return f"{command.verb} {_digest(by)} {_digest([by, *said])}"
+
+
+def _is_claimed(command: Command, by: str, claimed: str) -> bool:
+    """The same command again; or its issuer asks what came of it (until_ns 0), and says no more than the id and the verb."""
+    own = claim(command, by)
+    return own == claimed or (command.until_ns == 0 and own.split()[:2] == claimed.split()[:2])
+
+
+def _digest(value: Any) -> str:
+    return canonical.digest(value)[:32]
 
 
 def _kept(done: Done) -> str:

@@ -46,6 +46,11 @@ KEPT: tuple[Path, ...] = (
 )
 """Who this gateway is, whom it trusts, and where it keeps what it has accepted."""
 
+REVISIONS_AHEAD_MAX = 10**6
+FIRST_REVISION_MAX = 2**52
+"""A document may be so much newer than the one that is held, and the first one of all so new: somebody who says the highest
+revision of all would have the last word for ever."""
+
 GROUPS: Path = ("control", "groups")
 """Which groups count, no group says."""
 
@@ -153,6 +158,9 @@ def newer(held: Layer | None, incoming: Desired, name: str, *, numbered: bool = 
     if layer.revision < held_revision:  # first: old ones can be said for ever, and the hash of a large one takes 0.3 s
         cause = f"revision {layer.revision} is older than {held_revision}, which is held"
         return Refused(cause, f"publish it as revision {held_revision + 1}", older=True)
+    if not within_reach(held_revision, layer.revision):
+        cause = f"revision {layer.revision} is too far ahead of {held_revision or 'none'}, which is held"
+        return Refused(cause, f"publish it as revision {held_revision + 1}: they are counted, and no clock's time")
     same = held is not None and (held.hash, held.config is None) == (layer.hash, layer.config is None)
     if same and incoming.revision in (None, held_revision):
         return Same()
@@ -160,6 +168,11 @@ def newer(held: Layer | None, incoming: Desired, name: str, *, numbered: bool = 
         cause = f"revision {held_revision} is held already, and says something else"
         return Refused(cause, f"publish it as revision {held_revision + 1}; who else publishes for {name}?")
     return Take(layer)
+
+
+def within_reach(held: int, revision: int) -> bool:
+    """Whether who holds this revision (0: none) takes that one."""
+    return revision <= (held + REVISIONS_AHEAD_MAX if held else FIRST_REVISION_MAX)
 
 
 def layer_name(target: str) -> str:

@@ -2,8 +2,8 @@
 what each has reported last. A broker that moves is empty, and its host may be the one that is dead.
 
 desired   as it came, with its signature; said again on its own topic where a broker does not know it, or an older one
-kept      the report, on gw/{gateway}/config/kept, in the name of who keeps it: the key that signed it is revoked when the
-          gateway is replaced, and would prove nothing any more
+kept      the report, on gw/{gateway}/config/kept, as the gateway has signed it: its key is revoked when it is replaced, and the
+          roster remembers whose it was. Who keeps it can leave it away or say an older one, and cannot make one up
 
 Of twenty gateways that keep the same one says it: each waits for a while of its own, and hears the one that was first.
 """
@@ -23,12 +23,14 @@ from edge_runtime.bus import topics
 from edge_runtime.bus.control import DESIRED_BYTES_MAX, REPORTED_BYTES_MAX, Reported
 from edge_runtime.bus.messages import SEQ_MAX, BadMessage
 from edge_runtime.control import admitted
+from edge_runtime.control.layers import within_reach
 from edge_runtime.control.neighbours_file import NeighboursFile
 from edge_runtime.control.reporting import REPORTED
 from edge_runtime.outbox.database import DiskError
 from edge_runtime.ports import BrokerError, Dice, EdgeError, Message, Worker
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import Forged
 
 LISTEN_S_MIN, LISTEN_S_MAX = 3.0, 9.0
 """On a new broker, before anything is said again: each gateway that is here has said its own by then."""
@@ -39,12 +41,15 @@ THINGS_MAX, BYTES_MAX = 400, 16 * 2**20
 WAITING_MAX = 64
 """Messages that wait for the disk, of each thing the newest; what is lost here is said again on the next broker."""
 
+RANK_MAX, RANKS_AHEAD_MAX = 2**62, 10**6
+"""Of a report, by a clock (nanoseconds: the year 2116); beyond it, so much more than what is held. Else a report with the highest
+of all ranks would be the last one for ever."""
+
 DESIRED, KEPT = "desired", "kept"
-"""KEPT is also the context of its signature."""
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A report as somebody else keeps it. Of two the higher `rank` is newer."""
+    """A report as somebody else keeps it: where there is a site, in its envelope. Of two the higher `rank` is newer."""
 
     rank: int
     report: msgspec.Raw
@@ -133,30 +138,31 @@ class Neighbours:
         if what == DESIRED:
             said = admitted.opened(message.payload, "desired", self._settings(), self._identity, None)
             rank = messages.desired(said.document, target, named=said.signed).revision
-            if rank is not None:
+            if rank is not None and within_reach(self.ranks.get((DESIRED, target), 0), rank):
                 await self._take((DESIRED, target), rank, message.payload, said=rank)
             return
         gateway = target.partition("/")[2]
+        held = self.ranks.get((KEPT, target), 0)
         if what == KEPT:
-            rank, document = opened_kept(message.payload, self._identity)
-            _check(document, gateway)
-            await self._take((KEPT, target), rank, document, said=rank)
+            rank, payload, _ = opened_kept(message.payload, self._identity, gateway)
+            if rank <= max(RANK_MAX, held + RANKS_AHEAD_MAX):
+                await self._take((KEPT, target), rank, payload, said=rank)
         elif what == "reported":
-            document = self._of_gateway(message.payload, gateway)
-            report = _check(document, gateway)
-            if report.state != "trial" and report.config is not None:
-                held = self.ranks.get((KEPT, target), 0)
+            report = report_of(message.payload, self._identity, gateway)
+            if report.state != "trial" and report.config is not None and not self._is_revoked(message.payload):
                 # What it says now is newer, whatever its clock says; what the broker remembers is as old as it is.
-                rank = report.wall_ns if message.retain else max(report.wall_ns, held + 1)
-                await self._take((KEPT, target), rank, document)
+                rank = min(max(report.wall_ns, 0), RANK_MAX)
+                await self._take((KEPT, target), rank if message.retain else max(rank, held + 1), message.payload)
 
-    def _of_gateway(self, payload: bytes, gateway: str) -> bytes:
+    def _is_revoked(self, payload: bytes) -> bool:
+        """What a dead gateway has said stays as it is: whoever has its disk could say more."""
         if self._identity is None:
-            return payload
-        found = envelope.open(payload, REPORTED, self._identity.roster)
-        if (found.role, found.by) != ("gateway", gateway):
-            raise BadMessage(f"reported: of {gateway}, signed by {found.by}", "somebody speaks in another's name")
-        return found.document
+            return False
+        try:
+            envelope.open(payload, REPORTED, self._identity.roster)
+        except Forged:
+            return True
+        return False
 
     async def _take(self, key: tuple[str, str], rank: int, payload: bytes, said: int = 0) -> None:
         """If it is newer. `said`: what this broker has."""
@@ -197,7 +203,7 @@ class Neighbours:
             what, target = key
             payload = await self._worker.run(self._file.payload, what, target)
             if what == KEPT:
-                payload = sealed_kept(rank, payload, self._identity)
+                payload = pack_kept(rank, payload)
                 topic = topics.gateway(self._link.site, target.partition("/")[2], "config", KEPT)
             else:
                 topic = topics.desired(self._link.site, target)
@@ -208,29 +214,26 @@ class Neighbours:
             self._log.info("said_for_another", what=what, target=target)
 
 
-def sealed_kept(rank: int, report: bytes, identity: Identity | None) -> bytes:
-    document = msgspec.json.encode(Kept(rank, msgspec.Raw(report)))
-    return document if identity is None else identity.sign(document, KEPT)
+def pack_kept(rank: int, report: bytes) -> bytes:
+    return msgspec.json.encode(Kept(rank, msgspec.Raw(report)))
 
 
-def opened_kept(payload: bytes, identity: Identity | None) -> tuple[int, bytes]:
-    """Rank and report, as a gateway of the site keeps it. Raises BadMessage, Forged."""
-    if identity is not None:
-        found = envelope.open(payload, KEPT, identity.roster)
-        if found.role != "gateway":
-            raise BadMessage(f"kept: signed by {found.by} ({found.role})", "gateways keep it for each other")
-        payload = found.document
+def opened_kept(payload: bytes, identity: Identity | None, gateway: str) -> tuple[int, bytes, Reported]:
+    """Rank, and the report of this gateway, as it came and as it is. Raises BadMessage, Forged: it has not said it."""
     try:
         kept = msgspec.json.decode(payload, type=Kept)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"kept: {error}", "an older version?") from None
     if not 0 <= kept.rank < SEQ_MAX or len(kept.report) > REPORTED_BYTES_MAX + DESIRED_BYTES_MAX:
         raise BadMessage("kept: too large", "who else publishes there?")
-    return kept.rank, bytes(kept.report)
+    report = bytes(kept.report)
+    return kept.rank, report, report_of(report, identity, gateway)
 
 
-def _check(document: bytes, gateway: str) -> Reported:
-    """Raises BadMessage."""
+def report_of(payload: bytes, identity: Identity | None, gateway: str) -> Reported:
+    """Raises BadMessage, Forged: it is none, or this gateway has not said it (with the key that it has, or had before it was
+    revoked)."""
+    document = payload if identity is None else envelope.open_late(payload, REPORTED, identity.roster, gateway)
     report = messages.unpack(document, Reported)
     if report.gateway != gateway:
         raise BadMessage(f"reported: of {report.gateway}, on the topic of {gateway}", "who publishes there?")

@@ -24,8 +24,9 @@ from edge_runtime.control.book import Book, Start
 from edge_runtime.control.book_file import BookError
 from edge_runtime.control.layers import FILE, GATEWAY, BadLayers, Effective, Layer, merge, stack, validated
 from edge_runtime.control.pages import LayerDocument
+from edge_runtime.control.plan import plan
 from edge_runtime.control.redaction import Schemas, hushed
-from edge_runtime.control.trial import EVERYTHING, Terms
+from edge_runtime.control.trial import Terms
 from edge_runtime.document import DocumentError, Problem
 from edge_runtime.ports import Clock, EdgeError
 from edge_runtime.trust import envelope
@@ -62,8 +63,8 @@ async def begin(book: Book, text: str | None, name: str, schemas: Schemas, clock
         file = LayerDocument(layer=FILE, hash=digest, payload=text.encode(), stamp=clock.now())
     start = await book.start(file)
     if start.text is None and start.mode == "normal":
-        return await _of_file(book, Origin(base, file, start, *_reduced(base)), text or "", name, schemas, unread)
-    return _of_book(book, Origin(base, file, start, *_reduced(base)), schemas, unread)
+        return await _of_file(book, Origin(base, file, start, *reduced(base)), text or "", name, schemas, unread)
+    return _of_book(book, Origin(base, file, start, *reduced(base)), schemas, unread)
 
 
 async def _of_file(book: Book, origin: Origin, text: str, name: str, schemas: Schemas, unread: DocumentError | None) -> Origin:
@@ -87,7 +88,9 @@ async def _of_file(book: Book, origin: Origin, text: str, name: str, schemas: Sc
     before = active(book, schemas)
     try:
         made_of = [file, *(each for layer, each in book.base.items() if layer != FILE)]
-        await book.propose(as_text(effective.config), effective.hash, made_of, Terms((EVERYTHING,)))
+        # Judged by what it can have caused: an uplink that is away while the gateway starts takes no file back.
+        parts = plan(before, settings).parts if before else ()
+        await book.propose(as_text(effective.config), effective.hash, made_of, Terms(parts))
     except BookError:  # it says so itself; the file is there again at the next start
         return replace(origin, settings=settings, effective=effective)
     start, kept = origin.start, None
@@ -109,7 +112,7 @@ def _of_book(book: Book, origin: Origin, schemas: Schemas, wrong: EdgeError | No
             wrong, start = error, replace_start(start, "bare")
     settings, effective = origin.settings, origin.effective
     if start.text is not None:  # where it was reached before: a document may have brought it to another broker than the file's
-        settings, effective = _reduced(msgspec.json.decode(start.text))
+        settings, effective = reduced(msgspec.json.decode(start.text))
     if settings.broker.mode == "none" or settings.site == UNNAMED:
         raise wrong if isinstance(wrong, ConfigError) else ConfigError(_problems(wrong, start))
     return replace(origin, start=start, settings=settings, effective=effective, kept=active(book, schemas))
@@ -153,6 +156,14 @@ def layer_of(held: LayerDocument) -> Layer:
     return Layer(held.layer, held.revision or said.revision or 1, config=said.config, patch=said.patch)
 
 
+def is_numbered(held: LayerDocument) -> bool:
+    """It says its revision itself."""
+    try:
+        return messages.desired(envelope.unwrap(held.payload), "").revision is not None
+    except EdgeError:
+        return False
+
+
 def active(book: Book, schemas: Schemas) -> Config | None:
     """The active configuration."""
     if book.active is None:
@@ -186,7 +197,7 @@ def _works(value: Mapping[str, Any]) -> bool:
     return not document.validate(doc, Config)
 
 
-def _reduced(base: Mapping[str, Any]) -> tuple[Config, Effective]:
+def reduced(base: Mapping[str, Any]) -> tuple[Config, Effective]:
     settings = bare(base)
     return settings, Effective(settings.model_dump(mode="json", exclude_unset=True), {})
 

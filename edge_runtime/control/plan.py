@@ -311,7 +311,8 @@ def _suspects(found: Plan, old: config.Config, new: config.Config, wire: Wire | 
     devices = dict.fromkeys(found.devices.standing)
     if wire is not None:  # a neighbour on the line waits for its turn
         devices |= {name: None for name, device in new.devices.items() if wire(name, device).line in lines}
-    yield from (f"device {name}" for name in devices)
+    taken = [pipeline.device for pipeline in new.pipelines.values()]  # one that nobody takes is not read
+    yield from (f"device {name}" for name in devices if name in taken)
     for name, pipeline in new.pipelines.items():
         if name in found.pipelines.standing or name in found.rules or pipeline.device in found.devices.standing:
             yield f"pipeline {name}"

@@ -43,7 +43,8 @@ class Batch:
         self.drafts: dict[Lane, list[Draft]] = {}
         self.entries: list[Entry] = []
         self.refused: list[tuple[str, Record, str]] = []
-        self.positions: dict[str, Position] = {}
+        self.positions: dict[tuple[str, str], Position] = {}
+        """By pipeline and device: one that is told to read another device may have both in one transaction."""
         self.acknowledged: dict[tuple[str, Lane], Ranges] = {}
         self.size_bytes = 0
         self.waiters: list[asyncio.Future[None]] = []

@@ -5,30 +5,25 @@ next call opens the file again. One that was found corrupt is salvaged into a ne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edge_runtime.outbox import tables
+from edge_runtime.outbox import journal, schema, tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Batch
 from edge_runtime.outbox.database import DiskError, Transaction, corrupt, locked
 from edge_runtime.outbox.epochs import Epoch, in_use
 from edge_runtime.outbox.gaps import Change, Gaps
+from edge_runtime.outbox.journal import Held, Journal
 from edge_runtime.outbox.room import Room
 from edge_runtime.outbox.salvage import salvage
 from edge_runtime.ports import Clock, Database, Disk, EdgeError, Ranges
 from edge_runtime.records import LANES, Draft, Gap, Lane, Record
 
-SEEN_MAX, SEEN_BYTES, SEEN_SHARE = 50_000, 200, 16
-"""Message ids kept to recognise a redelivery: so many a device, and at most one part in SEEN_SHARE of the cap."""
-
 REFUSED_MAX, REFUSED_SHARE = 250, 64
 """Refused records kept of each sink and lane for people to look at, and at most one part in so many of the cap."""
-
-JOURNAL_SHARE = 4
-"""The journal's part of the cap: results must find room, or the pipelines could never free it."""
 
 SALVAGED = ".salvaged"
 """The new file beside the corrupt one, until it takes its place."""
@@ -41,25 +36,22 @@ class Books(msgspec.Struct, frozen=True):
     epochs: tuple[Epoch, ...] = ()
     acknowledged: dict[tuple[str, Lane], Ranges] = {}
     boots: dict[int, tuple[str, int | None]] = {}
-    journal_rows: dict[str, int] = {}
-    journal_bytes: dict[str, int] = {}
-    journal_heads: dict[str, int] = {}
-    journal_last: int = 0
+    journal: Held = Held()
     purge_left: bool = False
 
 
 class OutboxFile:
-    """`wal_bytes` is what the WAL may grow to; the cap holds for database, WAL and shared memory together."""
+    """`wal_bytes` is what the WAL may grow to; the cap holds for database, WAL and shared memory together. `size_bytes_max` is that
+    of the settings; while they are on trial, that of the settings which may come back holds where it is larger (`know`)."""
 
     def __init__(self, disk: Disk, path: Path, clock: Clock, *, size_bytes_max: int, wal_bytes: int) -> None:
-        self._disk, self._path, self._clock, self._size_bytes_max = disk, path, clock, size_bytes_max
+        self._disk, self._path, self._clock, self._size_bytes_set = disk, path, clock, size_bytes_max
         self._room = Room(disk, path, size_bytes_max=size_bytes_max, log_bytes_max=wal_bytes, batch_bytes_max=BATCH_BYTES_MAX)
         self._gaps = Gaps(clock)
         self._writer: Database | None = None
         self._reader: Database | None = None
-        self._pipelines: dict[str, str] = {}
         self._refusers_number = 1
-        self._trimmed: dict[str, int] = {}
+        self._journal = Journal()
         self._unsure: tuple[Batch, Books] | None = None
         self.corrupt = False
         """Set when one of the two threads met corruption; both connections are closed before the file is replaced."""
@@ -79,7 +71,13 @@ class OutboxFile:
 
     @property
     def size_bytes_max(self) -> int:
-        return self._size_bytes_max
+        """The cap that holds now."""
+        return self._room.size_bytes_max
+
+    @property
+    def over_bytes(self) -> int:
+        """How much stands over the cap, when it was looked last: what was accepted before the cap was made smaller."""
+        return self._room.over_bytes
 
     def size_bytes(self) -> int:
         """With its WAL. From any thread; raises OSError."""
@@ -93,53 +91,48 @@ class OutboxFile:
     @property
     def journal_bytes_max(self) -> int:
         """What the samples of one device may take."""
-        return self._size_bytes_max // JOURNAL_SHARE // self._devices
-
-    @property
-    def _devices(self) -> int:
-        return max(1, len(dict.fromkeys(self._pipelines.values())))
-
-    @property
-    def _seen_max(self) -> int:
-        return min(SEEN_MAX, self._size_bytes_max // SEEN_SHARE // SEEN_BYTES // self._devices)
+        return self._journal.bytes_max
 
     # --- the writer's thread ---
 
-    def start(
-        self, epoch: str, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
-    ) -> None:
-        """Begins an epoch; then as `know`."""
+    def start(self, epoch: str, *known: Any) -> None:
+        """Begins an epoch; then `know(*known)`."""
         database = self._write_connection(epoch)
         with Transaction(database):
             heads, lows = tables.heads(database), tables.lows(database)
-            known = tables.epochs(database)
-            if epoch not in [each.name for each in known]:  # it is, if a COMMIT that failed had reached the disk
-                known.append(Epoch(epoch, heads))
-                tables.add_epoch(database, known[-1])
-            kept = in_use(known, lows, heads)
-            for gone in (each for each in known if each not in kept):
+            epochs = tables.epochs(database)
+            if epoch not in [each.name for each in epochs]:  # it is, if a COMMIT that failed had reached the disk
+                epochs.append(Epoch(epoch, heads))
+                tables.add_epoch(database, epochs[-1])
+            kept = in_use(epochs, lows, heads)
+            for gone in (each for each in epochs if each not in kept):
                 tables.forget_epoch(database, gone.name)
             tables.boot_number(database, self._clock.now().boot)
-        self.know(sinks, pipelines, unconfirmed)
+        self.know(*known)
 
-    def know(self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()) -> None:
-        """These sinks and pipelines, and no others. `pipelines`: name -> device; `unconfirmed`: sinks that are to the broker
-        only."""
-        self._pipelines, self._refusers_number = dict(pipelines), max(1, sum(len(lanes) for lanes in sinks.values()))
-        self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()})
-        self._trimmed = {}
+    def know(
+        self,
+        sinks: Mapping[str, Sequence[Lane]],
+        pipelines: Collection[tuple[str, str]],
+        unconfirmed: Sequence[str] = (),
+        size_bytes_kept: int = 0,
+    ) -> None:
+        """These sinks and pipelines, and no others. `pipelines`: (name, device); `unconfirmed`: sinks that are to the broker
+        only; `size_bytes_kept`: the cap of settings that may come back."""
+        cap = max(self._size_bytes_set, size_bytes_kept)
+        self._refusers_number = max(1, sum(len(lanes) for lanes in sinks.values()))
+        self._room.begin({name: tuple(lanes) for name, lanes in sinks.items()}, cap)
+        self._journal.begin(pipelines, cap)
         database = self._write_connection()
         with Transaction(database):
             for sink in dict.fromkeys(sink for sink, _ in tables.acknowledged(database) if sink not in sinks):
                 tables.forget_sink(database, sink)
             tables.set_sinks(database, sinks, unconfirmed)
-            for pipeline, (device, _, _) in tables.positions(database).items():
-                if pipelines.get(pipeline) != device:
-                    tables.forget_position(database, pipeline)
-            for device in tables.journal_counts(database):
-                if device not in pipelines.values():
-                    tables.trim_journal(database, device, tables.ROW_MAX, self._seen_max)
+            for sink, lane in tables.refused_kinds(database):
+                tables.trim_refused(database, sink, lane, REFUSED_MAX, self._refused_bytes_max)
+            self._journal.know(database)
             books = self._read_books(database)
+        self._journal.measure(books.journal)
         self.books = msgspec.structs.replace(books, purge_left=True)
 
     def write(self, batch: Batch) -> None:
@@ -158,7 +151,7 @@ class OutboxFile:
         except BaseException:
             self._gaps.newest = newest
             self._room.forget()
-            self._trimmed = {}
+            self._journal.forget()
             self._unsure = (batch, books) if books else None  # it was the COMMIT
             raise
         self.books = books
@@ -181,7 +174,7 @@ class OutboxFile:
             return False
         before, after = self.books, unsure[1]
         now = (tables.heads(database), tables.journal_last(database))
-        if now == (before.heads, before.journal_last) or now != (after.heads, after.journal_last):
+        if now == (before.heads, before.journal.last) or now != (after.heads, after.journal.last):
             return False
         self.books = self._read_books(database)
         return True
@@ -193,7 +186,7 @@ class OutboxFile:
             acknowledged = {**acknowledged, **batch.acknowledged}
             for (sink, lane), ranges in batch.acknowledged.items():
                 tables.set_acknowledged(database, sink, lane, ranges)
-        drafts = self._room.make(change, batch, self._gaps, acknowledged)
+        drafts = self._room.make(change, batch, self._gaps, acknowledged, self._journal.over_bytes(books.journal))
         boots, numbers = self._number_boots(database, drafts)
         self.written = [(lane, change.heads[lane] + 1, rows) for lane, rows in drafts.items()]
         for lane, rows in drafts.items():
@@ -201,14 +194,12 @@ class OutboxFile:
             change.heads[lane] += len(rows)
         for sink, record, cause in batch.refused:
             self._set_aside(change, sink, record, cause)
-        for position in batch.positions.values():
-            tables.set_position(database, position.pipeline, position.device, position.row, position.state)
-        journal = self._write_journal(database, batch) if batch.entries or batch.positions else {}
+        held = self._journal.write(database, batch, books.journal)
         if batch.acknowledged or books.purge_left:
             purge_left = self._room.purge(change, acknowledged)
         change.finish()
         return msgspec.structs.replace(
-            books, heads=change.heads, acknowledged=acknowledged, boots=boots, purge_left=purge_left, **journal
+            books, heads=change.heads, acknowledged=acknowledged, boots=boots, purge_left=purge_left, journal=held
         )
 
     def renew_epoch(self, epoch: str) -> None:
@@ -270,17 +261,17 @@ class OutboxFile:
     def _open(self) -> Database:
         database = self._disk.open(self._path)
         try:
-            found = tables.version(database)
-            if found > tables.SCHEMA_VERSION:
+            found = schema.version(database)
+            if found > schema.SCHEMA_VERSION:
                 raise EdgeError(
-                    f"{self._path}: written by a newer edge-runtime (format {found}, this one knows {tables.SCHEMA_VERSION})",
+                    f"{self._path}: written by a newer edge-runtime (format {found}, this one knows {schema.SCHEMA_VERSION})",
                     "update edge-runtime, or give `outbox.file` another name",
                 )
             if not found and self.books.epochs:
                 raise corrupt(f"{self._path.name} is empty or another file, and was not when it was opened last")
-            if found < tables.SCHEMA_VERSION:  # new, or of an older format: it gets the tables that it lacks, all or none
+            if found < schema.SCHEMA_VERSION:  # new, or of an older format: it gets the tables that it lacks, all or none
                 with Transaction(database):
-                    tables.create(database)
+                    schema.create(database)
         except BaseException:
             database.close()
             raise
@@ -294,7 +285,7 @@ class OutboxFile:
         new = self._disk.open(salvaged)
         try:
             with Transaction(new):
-                tables.create(new)
+                schema.create(new)
                 lost, samples_lost = salvage(
                     lambda: self._disk.open(self._path, damaged=True), new, self.books.epochs, self.books.heads
                 )
@@ -306,14 +297,14 @@ class OutboxFile:
                     self._gaps.declare(change, gap)
                 tables.set_heads(new, change.heads)
                 if self.books.epochs:
-                    tables.set_journal_last(new, max(tables.journal_last(new), self.books.journal_last))
+                    tables.set_journal_last(new, max(tables.journal_last(new), self.books.journal.last))
         finally:
             new.close()
         self.lost += lost
         self.samples_lost += samples_lost
         self._gaps.newest = {}
         self._room.forget()
-        self._trimmed = {}
+        self._journal.forget()
         self._end_replacement()
         if self.books.epochs:  # seqs were given to gap records, and rows are gone
             self._writer = self._open()
@@ -323,7 +314,7 @@ class OutboxFile:
         """Also after a crash in the midst of it: a salvage that is complete takes the corrupt file's place."""
         if self._disk.size_bytes(self._salvaged):
             new = self._disk.open(self._salvaged)
-            complete = tables.version(new) > 0
+            complete = schema.version(new) > 0
             new.close()
             if complete:
                 if self._disk.size_bytes(self._path):
@@ -337,16 +328,17 @@ class OutboxFile:
 
     # --- in a transaction ---
 
+    @property
+    def _refused_bytes_max(self) -> int:
+        return self.size_bytes_max // REFUSED_SHARE // self._refusers_number
+
     def _read_books(self, database: Database) -> Books:
         return Books(
             tables.heads(database),
             tuple(tables.epochs(database)),
             tables.acknowledged(database),
             tables.boots(database),
-            tables.journal_counts(database),
-            tables.journal_bytes(database),
-            tables.journal_heads(database),
-            tables.journal_last(database),
+            journal.read(database),
         )
 
     def _number_boots(
@@ -370,29 +362,6 @@ class OutboxFile:
         return (tables.boots(database) if changed else self.books.boots), numbers
 
     def _set_aside(self, change: Change, sink: str, record: Record, cause: str) -> None:
-        bytes_max = self._size_bytes_max // REFUSED_SHARE // self._refusers_number
-        tables.add_refused(change.database, sink, record, cause, REFUSED_MAX, bytes_max)
+        tables.add_refused(change.database, sink, record, cause, REFUSED_MAX, self._refused_bytes_max)
         reason, seq = f"refused by {sink}: {cause}", record.seq
         self._gaps.declare(change, Gap(lane=record.lane, epoch=record.epoch, first=seq, last=seq, count=1, reason=reason))
-
-    def _write_journal(self, database: Database, batch: Batch) -> dict[str, Any]:
-        """Its part of the books. Samples that no pipeline needs any more go."""
-        counts, sizes, heads = dict(self.books.journal_rows), dict(self.books.journal_bytes), dict(self.books.journal_heads)
-        last = self.books.journal_last
-        for entry in batch.entries:
-            entry.numbers = tables.add_to_journal(database, entry.device, entry.samples)
-            new = [number for number in entry.numbers if number]
-            if new:
-                counts[entry.device] = counts.get(entry.device, 0) + len(new)
-                sizes[entry.device] = sizes.get(entry.device, 0) + entry.size_bytes
-                heads[entry.device] = last = new[-1]
-        for device in dict.fromkeys(position.device for position in batch.positions.values()):
-            # A pipeline that has committed nothing yet needs everything: forgetting what only the others have done lost samples.
-            done = {name: row for name, (_, row, _) in tables.positions(database).items()}
-            needed = min((done.get(name, 0) for name, at in self._pipelines.items() if at == device), default=0)
-            if counts.get(device) and needed > self._trimmed.get(device, 0):
-                left = max(0, counts[device] - tables.trim_journal(database, device, needed, self._seen_max))
-                sizes[device] = sizes.get(device, 0) * left // counts[device]
-                counts[device] = left
-                self._trimmed[device] = needed
-        return {"journal_rows": counts, "journal_bytes": sizes, "journal_heads": heads, "journal_last": last}

@@ -25,9 +25,9 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.outbox import merging, tables
+from edge_runtime.outbox import merging, schema, tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX
-from edge_runtime.outbox.database import PAGE_BYTES, SIDE_FILES, DiskError
+from edge_runtime.outbox.database import PAGE_BYTES, SIDE_FILES, DiskError, Transaction
 from edge_runtime.outbox.epochs import Epoch
 from edge_runtime.outbox.gaps import Change, Gaps
 from edge_runtime.outbox.merging import Journal, merge
@@ -99,7 +99,7 @@ def reserve(path: Path, sinks: Mapping[str, Sequence[Lane]], disk: Disk) -> bool
         return False
     with _work(path) as work:
         new = _fresh(work / "new.db", disk)
-        tables.create(new)
+        schema.create(new)
         tables.set_heads(new, dict.fromkeys(LANES, RESERVED))
         for sink, lanes in sinks.items():
             for lane in lanes:
@@ -194,7 +194,7 @@ def _build(work: Path, place: Place, disk: Disk, clock: Clock, dice: Dice, tell:
     total = _check_format(work / "old.db", disk)
     new = _fresh(path, disk)
     try:
-        tables.create(new)
+        schema.create(new)
         merging.create_imported(new)
         counting = _Counting(new, total, tell)
         lost, samples_lost = salvage(lambda: disk.open(work / "old.db", damaged=True), counting, (), dict.fromkeys(LANES, 0))
@@ -236,11 +236,11 @@ def _check_format(old: Path, disk: Disk) -> int:
     except DiskError:
         return 0
     try:
-        version = tables.version(database)
-        if version > tables.SCHEMA_VERSION:
-            cause = f"it was written by a newer edge-runtime (format {version}, this one knows {tables.SCHEMA_VERSION})"
+        version = schema.version(database)
+        if version > schema.SCHEMA_VERSION:
+            cause = f"it was written by a newer edge-runtime (format {version}, this one knows {schema.SCHEMA_VERSION})"
             raise ImportRefused(cause, "update edge-runtime here first")
-        tables.pretend(database)
+        schema.pretend(database)
         lanes = [f"lane_{lane}" for lane in LANES]
         return sum(int(tables.rows(database, f"SELECT count(*) FROM {each}")[0][0]) for each in [*lanes, "journal", "seen"])
     except DiskError:
@@ -253,11 +253,12 @@ def _own(place: Place, disk: Disk) -> Database | None:
     if not disk.size_bytes(place.path):
         return None
     own = disk.open(place.path)
-    if not tables.version(own):
+    if not schema.version(own):
         own.close()
         raise ImportRefused(f"{place.path}: is no outbox", "--into takes the gateway's configuration, or its outbox.db")
-    if tables.version(own) < tables.SCHEMA_VERSION:
-        tables.create(own)
+    if schema.version(own) < schema.SCHEMA_VERSION:
+        with Transaction(own):
+            schema.create(own)
     merging.create_imported(own)
     return own
 

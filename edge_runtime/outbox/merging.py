@@ -156,7 +156,7 @@ def _add_journal(new: Database, own: Database) -> None:
         new.execute("INSERT INTO journal (row, device, sample) VALUES (?,?,?)", (row + shift, device, sample))
     for device, message_id, row in own.execute("SELECT device, message_id, row FROM seen"):
         new.execute("INSERT OR REPLACE INTO seen (device, message_id, row) VALUES (?,?,?)", (device, message_id, row + shift))
-    for pipeline, (device, row, state) in tables.positions(own).items():
+    for (pipeline, device), (row, state) in tables.positions(own).items():
         tables.set_position(new, pipeline, device, row + shift, state)
     tables.set_journal_last(new, tables.journal_last(own) + shift)
 

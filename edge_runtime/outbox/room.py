@@ -53,21 +53,31 @@ class Room:
 
     def __init__(self, disk: Disk, path: Path, *, size_bytes_max: int, log_bytes_max: int, batch_bytes_max: int) -> None:
         self.batch_bytes_max = min(batch_bytes_max, size_bytes_max // BATCH_SHARE)
-        self._disk, self._path, self._size_bytes_max = disk, path, size_bytes_max
+        self._disk, self._path, self.size_bytes_max = disk, path, size_bytes_max
         # The WAL is cut when it has half of log_bytes_max; one transaction may come on top of that.
         log_frames = log_bytes_max // 2 // FRAME_BYTES + _frames(self.batch_bytes_max, self.batch_bytes_max // PURGE_SHARE)
         self._log_bytes_max = log_frames * FRAME_BYTES
         self._shared_bytes = SHARED_BYTES * (1 + log_frames // 4_000)
-        self.pages_max = (size_bytes_max - self._log_bytes_max - self._shared_bytes) // PAGE_BYTES
-        self._pages_spare = 0
+        self._pages_spare = self._pages_over = 0
         self._log_bytes = self._log_bytes_max
         """What the WAL holds at most."""
         self._sinks: Mapping[str, Sequence[Lane]] = {}
         self._taken: tuple[Lane, ...] = ()
         self._purged: dict[Lane, Ranges] = {}
 
-    def begin(self, sinks: Mapping[str, Sequence[Lane]]) -> None:
-        self._sinks = sinks
+    @property
+    def pages_max(self) -> int:
+        """Of the database, in use."""
+        return (self.size_bytes_max - self._log_bytes_max - self._shared_bytes) // PAGE_BYTES
+
+    @property
+    def over_bytes(self) -> int:
+        """What stood over the cap when it was looked last."""
+        return self._pages_over * PAGE_BYTES
+
+    def begin(self, sinks: Mapping[str, Sequence[Lane]], size_bytes_max: int) -> None:
+        """`size_bytes_max`: the cap from now on; not less than that of which the log and a transaction are a part."""
+        self._sinks, self.size_bytes_max = sinks, size_bytes_max
         self._taken = tuple(lane for lane in LANES if any(lane in lanes for lanes in sinks.values()))
         self.forget()
 
@@ -95,22 +105,25 @@ class Room:
             return
         pages, _ = tables.size_pages(database)
         shared = SHARED_BYTES * (1 + (log + coming) // FRAME_BYTES // 4_000)
-        if (pages + _pages(batch.size_bytes)) * PAGE_BYTES + log + coming + shared > self._size_bytes_max:
+        if (pages + _pages(batch.size_bytes)) * PAGE_BYTES + log + coming + shared > self.size_bytes_max:
             raise locked(f"another program reads {self._path.name}, so that its log cannot be cut and has reached the cap")
 
     def make(
-        self, change: Change, batch: Batch, gaps: Gaps, acknowledged: Mapping[tuple[str, Lane], Ranges]
+        self, change: Change, batch: Batch, gaps: Gaps, acknowledged: Mapping[tuple[str, Lane], Ranges], over_bytes: int = 0
     ) -> dict[Lane, list[Draft]]:
         """Evicts, the least important lane first and the oldest record first, and says so. Returns the drafts to be written:
-        those that are less important than all that could go instead go themselves."""
+        those that are less important than all that could go instead go themselves. `over_bytes`: of the journal, which were
+        accepted under a larger cap; they are no reason to evict."""
         drafts = batch.drafts
         needed = _pages(batch.size_bytes)
         self._pages_spare -= needed
         if self._pages_spare >= 0:
             return drafts
-        while (short := self._pages_short(change.database, needed)) > 0:
+        while (short := self._pages_short(change.database, needed) - over_bytes // PAGE_BYTES) > 0:
             lows = tables.lows(change.database)
             lane = next_to_go(lows, drafts, self._taken)
+            if lane is None and (over_bytes or not batch.entries):
+                break  # what is to be written makes room: to wait for room first would be to wait for ever
             if lane is None:
                 raise full(f"outbox.size_bytes_max leaves no room: {short} pages short and nothing to evict")
             if lane in lows:
@@ -122,11 +135,12 @@ class Room:
                 needed -= _row_pages(dropped)
                 self._drop(change, lane, len(dropped), gaps)
         # Asking SQLite costs as much as a small transaction: from here on half of what is spare may be used without asking.
-        self._pages_spare = -short // 2
+        self._pages_spare = 0 if over_bytes else -short // 2
         return drafts
 
     def _pages_short(self, database: Database, needed: int) -> int:
         pages, free = tables.size_pages(database)
+        self._pages_over = max(0, pages - free - self.pages_max)
         return pages - free + needed - self.pages_max
 
     def _evict(self, change: Change, lane: Lane, size_bytes: int, gaps: Gaps, delivered: Ranges) -> None:

@@ -74,7 +74,7 @@ def _delivered(new: Database) -> dict[Lane, Ranges]:
 def _go_on_numbering(old: Database, new: Database, holes: list[Hole]) -> list[Hole]:
     """The journal's next row: given again, a row would be taken for one that the pipelines have handled. Returns the holes that
     the pipelines still needed."""
-    positions = [row for _, row, _ in tables.positions(new).values()]
+    positions = [row for row, _ in tables.positions(new).values()]
     seen = tables.rows(new, "SELECT coalesce(max(row), 0) FROM seen")[0][0]
     last = max(tables.journal_last(new), seen, *(row - 1 for row in positions), 0)
     with contextlib.suppress(DiskError):

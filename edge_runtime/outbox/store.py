@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -65,24 +65,38 @@ class Store:
         self.samples_lost = self.replaced = 0
         """Rows of the journal that a corrupt file has cost; corrupt files that were set aside."""
         self._writing_since_s: float | None = None
+        self._over_cap = False
 
     # --- life ---
 
     async def open(
-        self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
+        self,
+        sinks: Mapping[str, Sequence[Lane]],
+        pipelines: Collection[tuple[str, str]],
+        unconfirmed: Sequence[str] = (),
+        size_bytes_kept: int = 0,
     ) -> None:
-        """Waits until the file can be written. `sinks`: name -> lanes; `pipelines`: name -> device; others are forgotten.
-        `unconfirmed`: sinks that are to the broker only. Raises EdgeError for a file of a newer format."""
+        """Waits until the file can be written. `sinks`: name -> lanes; `pipelines`: (name, device); others are forgotten.
+        `unconfirmed`: sinks that are to the broker only; `size_bytes_kept`: the cap of settings that may come back, which holds
+        where it is the larger one. Raises EdgeError for a file of a newer format."""
         self._batch = Batch(asyncio.get_running_loop())
-        await self._until_it_works(self._writer, self._file.start, self._dice.token(), sinks, pipelines, unconfirmed)
+        known = (sinks, pipelines, unconfirmed, size_bytes_kept)
+        await self._until_it_works(self._writer, self._file.start, self._dice.token(), *known)
         self._tell_losses()
         self._task = asyncio.create_task(self._run(), name="store")
 
     async def know(
-        self, sinks: Mapping[str, Sequence[Lane]], pipelines: Mapping[str, str], unconfirmed: Sequence[str] = ()
+        self,
+        sinks: Mapping[str, Sequence[Lane]],
+        pipelines: Collection[tuple[str, str]],
+        unconfirmed: Sequence[str] = (),
+        size_bytes_kept: int = 0,
     ) -> None:
         """From now on these, as in `open`; others are forgotten. Waits until the disk has it."""
-        await self._until_it_works(self._writer, self._file.know, sinks, pipelines, unconfirmed)
+        before = self.size_bytes_max
+        await self._until_it_works(self._writer, self._file.know, sinks, pipelines, unconfirmed, size_bytes_kept)
+        if self.size_bytes_max < before:
+            self._wake.set()  # what must go goes now
 
     async def close(self) -> None:
         """Writes what is left, then closes the file. While the disk is broken this waits: cancel it then."""
@@ -120,7 +134,7 @@ class Store:
         if self._closing or batch.size_bytes + size_bytes > self._batch_bytes_max:
             return self._commit_later(drafts, position, size_bytes)
         if position:
-            batch.positions[position.pipeline] = position
+            batch.positions[position.pipeline, position.device] = position
         if not batch.waiters:
             self._wake.set()
         return batch.add(drafts, size_bytes)
@@ -151,7 +165,7 @@ class Store:
     def journal_full(self, device: str) -> bool:
         """Whether the device's samples wait outside until its pipelines need less."""
         books = self._file.books
-        rows, size_bytes = books.journal_rows.get(device, 0), books.journal_bytes.get(device, 0)
+        rows, size_bytes = books.journal.rows.get(device, 0), books.journal.size_bytes.get(device, 0)
         return rows >= self._journal_rows_max or size_bytes >= self._file.journal_bytes_max
 
     def _check_size(self, what: str, size_bytes: int) -> None:
@@ -213,17 +227,17 @@ class Store:
         """Samples from row `first` on, in order, each with its row."""
         return await self._read(tables.read_journal, device, first, limit)
 
-    async def position(self, pipeline: str) -> Position | None:
-        found = (await self._read(tables.positions)).get(pipeline)
-        return Position(pipeline, *found) if found else None
+    async def position(self, pipeline: str, device: str) -> Position | None:
+        found = (await self._read(tables.positions)).get((pipeline, device))
+        return Position(pipeline, device, *found) if found else None
 
     @property
     def journal_rows(self) -> int:
-        return sum(self._file.books.journal_rows.values())
+        return sum(self._file.books.journal.rows.values())
 
     def journal_head(self, device: str) -> int:
         """The newest row of a device; 0: none."""
-        return self._file.books.journal_heads.get(device, 0)
+        return self._file.books.journal.heads.get(device, 0)
 
     # --- for who watches it ---
 
@@ -244,7 +258,7 @@ class Store:
     @property
     def journal_waiting(self) -> Mapping[str, int]:
         """Rows of the journal, by device."""
-        return self._file.books.journal_rows
+        return self._file.books.journal.rows
 
     # --- the writer ---
 
@@ -277,6 +291,7 @@ class Store:
         else:
             batch.wake()
             self._trace()
+            self._tell_over_cap()
         self._tell_losses()
         self._room.set()
         for listener in self._listeners:
@@ -304,6 +319,16 @@ class Store:
         if file.samples_lost:
             self._log.warning("samples_lost", rows=file.samples_lost, reason="the journal's pages could not be read")
         file.lost, file.samples_lost, file.aside = [], 0, None
+
+    def _tell_over_cap(self) -> None:
+        over_bytes = self._file.over_bytes
+        if bool(over_bytes) != self._over_cap:
+            self._over_cap = bool(over_bytes)
+            if over_bytes:
+                hint = "samples that were accepted under a larger outbox.size_bytes_max stay until their windows are made"
+                self._log.warning("outbox_over_cap", over_bytes=over_bytes, size_bytes_max=self.size_bytes_max, hint=hint)
+            else:
+                self._log.info("outbox_within_cap", size_bytes_max=self.size_bytes_max)
 
     async def _next_batch(self) -> None:
         self._room.clear()

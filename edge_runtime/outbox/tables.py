@@ -1,17 +1,5 @@
-"""Every SQL statement on the outbox's file. Plain functions of a connection, called in the store's thread, no state but SQLite's.
-
-| table        | a row is                                                                                      |
-|--------------|-----------------------------------------------------------------------------------------------|
-| lane_*       | a record; seq and epoch are its id for ever                                                   |
-| heads        | the highest seq that a lane had when rows of it were last deleted, so that none is given twice |
-| epochs       | one start of this outbox, and the heads at that time                                          |
-| boots        | one boot of the machine, and wall - monotonic as soon as its clock was synchronised           |
-| journal      | a sample of a source that asks again, until no window needs it                                |
-| seen         | a source's message id, so that a redelivery is recognised                                     |
-| positions    | how far a pipeline has come in the journal, and the state of its rules                        |
-| acknowledged | seqs of a lane that a sink's far end has                                                      |
-| refused      | a record that a sink's far end refuses for ever, and why; for people                          |
-| sinks        | a sink of the configuration, its lanes, and whether the receiver confirms; for people         |
+"""Every SQL statement on the outbox's tables (see schema.py). Plain functions of a connection, called in the store's thread, no
+state but SQLite's.
 """
 
 from __future__ import annotations
@@ -23,39 +11,12 @@ import msgspec
 
 from edge_runtime.outbox.database import corrupt
 from edge_runtime.outbox.epochs import Epoch
+from edge_runtime.outbox.schema import SINKS
 from edge_runtime.ports import Database, Ranges
 from edge_runtime.records import LANES, Draft, Gap, Lane, Record, Sample, Stamp
 
-SCHEMA_VERSION = 2
-"""1: without the lanes of the privacy classes `site` and `gateway`."""
-
 ROW_MAX = 2**62
 """Past every row and seq."""
-
-_LANE = """CREATE TABLE IF NOT EXISTS lane_{lane} (
-    seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, source TEXT NOT NULL, boot INTEGER NOT NULL,
-    mono_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL, synced INTEGER NOT NULL, uniq TEXT NOT NULL, body BLOB NOT NULL)"""
-
-_SINKS = "CREATE TABLE IF NOT EXISTS sinks (sink TEXT PRIMARY KEY, lanes TEXT NOT NULL, confirms INTEGER NOT NULL) WITHOUT ROWID"
-
-_SCHEMA = (
-    *(_LANE.format(lane=lane) for lane in LANES),
-    "CREATE TABLE IF NOT EXISTS heads (lane TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS epochs (number INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, after TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS boots (number INTEGER PRIMARY KEY, boot TEXT NOT NULL UNIQUE, offset_ns INTEGER)",
-    "CREATE TABLE IF NOT EXISTS journal (row INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, sample BLOB NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS journal_device ON journal (device, row)",
-    "CREATE TABLE IF NOT EXISTS seen (device TEXT, message_id TEXT, row INTEGER, PRIMARY KEY (device, message_id)) WITHOUT ROWID",
-    "CREATE INDEX IF NOT EXISTS seen_row ON seen (device, row)",
-    "CREATE TABLE IF NOT EXISTS positions (pipeline TEXT PRIMARY KEY, device TEXT NOT NULL, row INTEGER NOT NULL, "
-    "state BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS acknowledged (sink TEXT, lane TEXT, first INTEGER, last INTEGER, "
-    "PRIMARY KEY (sink, lane, first)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS refused (sink TEXT, lane TEXT, epoch INTEGER, seq INTEGER, cause TEXT, body BLOB, "
-    "PRIMARY KEY (sink, lane, seq)) WITHOUT ROWID",
-    _SINKS,
-    f"PRAGMA user_version={SCHEMA_VERSION}",
-)
 
 LEAF_BYTES_MAX = 4_000
 INSERT_ROWS = (100, 10, 1)
@@ -78,25 +39,6 @@ _decode = msgspec.msgpack.Decoder(Sample).decode
 
 def rows(database: Database, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
     return list(database.execute(sql, parameters))
-
-
-def create(database: Database) -> None:
-    """In a transaction: a file has all tables and its version, or nothing."""
-    for statement in _SCHEMA:
-        database.execute(statement)
-
-
-def pretend(database: Database) -> None:
-    """To look at a file of an older format as if it had been brought up to this one: what it lacks is there, and empty, for this
-    connection only."""
-    there = {name for (name,) in rows(database, "SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for lane in LANES:
-        if f"lane_{lane}" not in there:
-            database.execute(_LANE.format(lane=lane).replace("CREATE TABLE", "CREATE TEMP TABLE"))
-
-
-def version(database: Database) -> int:
-    return int(rows(database, "PRAGMA user_version")[0][0])
 
 
 # --- epochs and boots ------------------------------------------------------------------------------------------------
@@ -270,11 +212,15 @@ def add_refused(database: Database, sink: str, record: Record, cause: str, rows_
         "INSERT OR REPLACE INTO refused (sink, lane, epoch, seq, cause, body) VALUES (?,?,?,?,?,?)",
         (sink, record.lane, epoch_number(record.epoch), record.seq, cause, record.body),
     )
+    trim_refused(database, sink, record.lane, rows_max, bytes_max)
+
+
+def trim_refused(database: Database, sink: str, lane: Lane, rows_max: int, bytes_max: int) -> None:
     database.execute(
         "DELETE FROM refused WHERE sink = ? AND lane = ? AND seq <= (SELECT max(seq) FROM (SELECT seq, "
         "row_number() OVER newest AS number, sum(length(body)) OVER newest AS bytes FROM refused WHERE sink = ? AND lane = ? "
         "WINDOW newest AS (ORDER BY seq DESC)) WHERE number > ? OR bytes > ?)",
-        (sink, record.lane, sink, record.lane, rows_max, bytes_max),
+        (sink, lane, sink, lane, rows_max, bytes_max),
     )
 
 
@@ -340,10 +286,28 @@ def journal_heads(database: Database) -> dict[str, int]:
 def trim_journal(database: Database, device: str, first_needed: int, seen_max: int) -> int:
     """Forgets samples that no window needs; keeps the newest message ids. Returns how many samples went."""
     cursor: Any = database.execute("DELETE FROM journal WHERE device = ? AND row < ?", (device, first_needed))
+    trim_seen(database, device, seen_max)
+    return int(cursor.rowcount)
+
+
+def trim_seen(database: Database, device: str, seen_max: int) -> None:
+    """Keeps the newest message ids."""
     database.execute(
         "DELETE FROM seen WHERE device = ? AND row < (SELECT max(row) FROM seen WHERE device = ?) - ?", (device, device, seen_max)
     )
-    return int(cursor.rowcount)
+
+
+def seen_devices(database: Database) -> list[str]:
+    """That have a message id; a step of the index for each."""
+    found: list[str] = []
+    while rest := rows(database, "SELECT min(device) FROM seen WHERE device > ?", found[-1] if found else "")[0][0]:
+        found.append(rest)
+    return found
+
+
+def refused_kinds(database: Database) -> list[tuple[str, Lane]]:
+    """Sink and lane."""
+    return [(sink, Lane(lane)) for sink, lane in rows(database, "SELECT DISTINCT sink, lane FROM refused")]
 
 
 def set_position(database: Database, pipeline: str, device: str, row: int, state: bytes) -> None:
@@ -352,12 +316,14 @@ def set_position(database: Database, pipeline: str, device: str, row: int, state
     )
 
 
-def positions(database: Database) -> dict[str, tuple[str, int, bytes]]:
-    return {name: (device, row, state) for name, device, row, state in rows(database, "SELECT * FROM positions")}
+def positions(database: Database) -> dict[tuple[str, str], tuple[int, bytes]]:
+    """(pipeline, device) -> first row that it still needs, and its state."""
+    found = rows(database, "SELECT pipeline, device, row, state FROM positions")
+    return {(pipeline, device): (row, state) for pipeline, device, row, state in found}
 
 
-def forget_position(database: Database, pipeline: str) -> None:
-    database.execute("DELETE FROM positions WHERE pipeline = ?", (pipeline,))
+def forget_position(database: Database, pipeline: str, device: str) -> None:
+    database.execute("DELETE FROM positions WHERE pipeline = ? AND device = ?", (pipeline, device))
 
 
 # --- sinks, and what they have acknowledged --------------------------------------------------------------------------
@@ -365,7 +331,7 @@ def forget_position(database: Database, pipeline: str) -> None:
 
 def set_sinks(database: Database, lanes: Mapping[str, Sequence[Lane]], unconfirmed: Sequence[str]) -> None:
     """These and no others. `unconfirmed`: those that are to the broker only."""
-    database.execute(_SINKS)  # a file that was written before there was such a table
+    database.execute(SINKS)  # a file that was written before there was such a table
     database.execute("DELETE FROM sinks")
     database.executemany(
         "INSERT INTO sinks (sink, lanes, confirms) VALUES (?,?,?)",

@@ -140,7 +140,7 @@ class Pipeline:
 
     async def prepare(self) -> None:
         """Goes back to what is on the disk. Returns when the disk knows what the rows that come from now on will hold."""
-        found, head = await self._store.position(self.name), self._store.journal_head(self.device)
+        found, head = await self._store.position(self.name, self.device), self._store.journal_head(self.device)
         if found is None:
             self._begin(head)
         else:

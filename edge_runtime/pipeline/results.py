@@ -83,7 +83,8 @@ def actions(pipeline: str, rules: Sequence[Rule], transitions: Sequence[Transiti
     return [
         Action(
             pipeline=pipeline, rule=each.rule, raised=each.raised, device=write.point.partition("/")[0],
-            point=write.point.partition("/")[2], value=write.value, model=found.model, window=found.window, result=found.result_id,
+            point=write.point.partition("/")[2], value=write.value, model=found.model, window=found.window,
+            result=found.result_id,
         )
         for each in transitions
         for rule in rules

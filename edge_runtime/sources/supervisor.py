@@ -26,7 +26,7 @@ from edge_runtime.saying import told
 from edge_runtime.sources.backoff import Backoff
 from edge_runtime.sources.decoding import Decoder
 from edge_runtime.sources.handover import Accept, Handover
-from edge_runtime.sources.writing import Writer
+from edge_runtime.sources.writing import Writer, Writes
 
 T = TypeVar("T")
 
@@ -95,10 +95,13 @@ class Source:
 
     `accept` gets every decoded sample, in order. For an adapter that redelivers it returns when they are durable; then they
     are acknowledged. `lost` gets the one sample that tells that the device became unreachable: every value None, every
-    fault the reason, no message id, never acknowledged (default: `accept` gets it).
+    fault the reason, no message id, never acknowledged (default: `accept` gets it). `writes`: what outlives this
+    source of when its points were last written.
     """
 
-    def __init__(self, adapter: Adapter, device: config.Device, accept: Accept, lost: Accept | None = None) -> None:
+    def __init__(
+        self, adapter: Adapter, device: config.Device, accept: Accept, lost: Accept | None = None, writes: Writes | None = None
+    ) -> None:
         context = adapter.context
         self._adapter = adapter
         self._device = device
@@ -119,7 +122,7 @@ class Source:
         self._scope: asyncio.Timeout | None = None
         self._unyielded = 0
         self._live = asyncio.Event()
-        self._writer = Writer(adapter, device.timeout_s, self._attempt, self._live, self._give_up)
+        self._writer = Writer(adapter, device.timeout_s, self._attempt, self._live, self._give_up, writes or Writes())
 
     @property
     def state(self) -> SourceState:

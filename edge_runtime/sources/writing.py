@@ -36,6 +36,10 @@ TOLD_MAX = 60
 """Characters of a value in a message."""
 
 
+WRITES_MAX = 10_000
+"""Points whose last write is remembered, also of devices that the configuration has no more."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why a value is not written."""
@@ -162,6 +166,23 @@ class _Seen:
     missing: str = ""
 
 
+class Writes:
+    """When each point was last written (`Clock.mono_ns`), by device and point. It outlives the parts that write: a restart of a
+    device must not let anybody write faster than the point's declaration allows. The end of the process forgets it."""
+
+    def __init__(self) -> None:
+        self._last_ns: dict[tuple[str, str], int] = {}
+
+    def last_ns(self, device: str, point: str) -> int | None:
+        return self._last_ns.get((device, point))
+
+    def note(self, device: str, point: str, now_ns: int) -> None:
+        self._last_ns.pop((device, point), None)
+        self._last_ns[device, point] = now_ns
+        if len(self._last_ns) > WRITES_MAX:
+            del self._last_ns[next(iter(self._last_ns))]
+
+
 class Writer:
     """Of one device.
 
@@ -176,18 +197,19 @@ class Writer:
         attempt: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
         live: asyncio.Event,
         give_up: Callable[[EdgeError], None],
+        writes: Writes,
     ) -> None:
         self._adapter, self._timeout_s = adapter, timeout_s
         self._attempt, self._live, self._give_up = attempt, live, give_up
         self._turn, self._clock = adapter.context.line.turn, adapter.context.clock
         self._points: dict[str, Point] = {point.name: point for point in adapter.context.points}
-        self._last_ns: dict[str, int] = {}
+        self._device, self._writes = adapter.context.device, writes
         self._under_way: dict[str, None] = {}
 
     async def write(self, name: str, value: Value, until_ns: int | None) -> Outcome:
         """Writes once. Whoever cancels it must take the outcome for unknown."""
         if (point := self._points.get(name)) is None:
-            hint = closest(name, self._points, f"the points of {self._adapter.context.device} are")
+            hint = closest(name, self._points, f"the points of {self._device} are")
             return _refused(value, Refusal(f"no point {name}", hint))
         if name in self._under_way:
             return _refused(value, Refusal(f"another write to {name} is under way", "wait for its outcome"))
@@ -219,8 +241,8 @@ class Writer:
         if until_ns is not None and now_ns > until_ns:
             return Refusal("it has expired: nothing was sent", "give it more time")
         if not self._live.is_set():
-            return Refusal(f"{self._adapter.context.device} is not connected: nothing was sent", "nothing is queued: try again")
-        return check(point, value, self._last_ns.get(point.name), now_ns)
+            return Refusal(f"{self._device} is not connected: nothing was sent", "nothing is queued: try again")
+        return check(point, value, self._writes.last_ns(self._device, point.name), now_ns)
 
     async def _my_turn(self) -> bool:
         """Waits for the read that is running; not for longer than one may take."""
@@ -245,7 +267,7 @@ class Writer:
         again = self._may(point, value, until_ns)  # waiting took time
         if isinstance(again, Refusal):
             return _refused(value, again, before)
-        self._last_ns[point.name] = self._clock.mono_ns()
+        self._writes.note(self._device, point.name, self._clock.mono_ns())
         try:
             await self._attempt(partial(self._adapter.write, point.name, raw))
         except Unusable as error:

@@ -24,7 +24,7 @@ from edge_runtime.control.origin import bare, layer_of, of_text, said_by
 from edge_runtime.control.pages import LayerDocument, Pages
 from edge_runtime.control.redaction import Schemas
 from edge_runtime.document import DocumentError
-from edge_runtime.outbox import intervals, tables
+from edge_runtime.outbox import intervals, schema, tables
 from edge_runtime.outbox.database import open_read_only
 from edge_runtime.ports import Clock, Database, EdgeError, Ranges, Secrets, delivery
 from edge_runtime.records import LANES
@@ -163,7 +163,7 @@ class Looking:
         said = self.effective.config.get("outbox")
         file = said.get("file") if isinstance(said, dict) else None
         with self._opened(file if isinstance(file, str) else OUTBOX) as database:
-            tables.pretend(database)
+            schema.pretend(database)
             heads, lows, acknowledged = tables.heads(database), tables.lows(database), tables.acknowledged(database)
             lanes = {
                 lane.value: {
@@ -183,7 +183,7 @@ class Looking:
                 for _, epoch, gap in tables.oldest_gaps(database, AUDIT_ENTRIES)
             ]
             return {
-                "format": tables.version(database),
+                "format": schema.version(database),
                 "epochs": [epoch.name for epoch in tables.epochs(database)],
                 "sinks": {sink: delivery(confirms) for sink, (_, confirms) in tables.sinks(database).items()},
                 "lanes": lanes,

@@ -286,7 +286,7 @@ class Changes:
         report = self.person.reports.get((host, NAME))
         if report is None or self.expected.trial or report.state in ("trial", "validating"):
             return False
-        return report.hash == gateway.control._effective.hash and self._whole(gateway)
+        return self.expected.says(report, gateway.settings) and self._whole(gateway)
 
     def _whole(self, gateway: Gateway) -> bool:
         """All parts are there, and no others."""
@@ -329,7 +329,7 @@ class Changes:
         mode = gateway.settings.broker.mode if gateway else None
         control = gateway.control.refused if gateway and gateway.control else None
         parts = {name: each.cause for name, each in gateway.parts().items() if each.phase != "ok"} if gateway else None
-        return f"reports {reports}, broker {mode}, refused {control}, parts {parts}"
+        return f"on trial {bool(self.expected.trial)}, reports {reports}, broker {mode}, refused {control}, parts {parts}"
 
 
 def check(run: Changes) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_runtime.bus import canonical
+from edge_runtime.bus.control import Reported
 from edge_runtime.config import Config
 from edge_runtime.control.layers import GATEWAY, BadLayers, Layer, merge, stack, validated
 from edge_runtime.control.origin import bare
@@ -40,6 +41,8 @@ class Expected:
         self._published: dict[str, list[Layer]] = {"group/default": [], GATEWAY: []}
         self._made: dict[str, Config] = {}
         """Whatever the documents so far make together, and is valid."""
+        self._hashes: dict[str, set[str]] = {}
+        """Of each: a default value may be said or not."""
         self._add(())
         self.active = next(iter(self._made))
         self.past = [self._made[self.active]]
@@ -104,10 +107,16 @@ class Expected:
             self._over("")
         elif name == self.active:
             if self.trial and self.trial != self.active:
+                if "is not recorded" in why:  # the disk does not take it: the next start finds the trial again
+                    self._again.add(self.trial)
                 self._revert(why)
+            elif self.trial:  # the same once more was on trial
+                self._over("")
         else:
             require(self.trial and name == self.trial, f"{self._short(name)} starts, and is neither the old nor the new one")
+            crashes = min(self.crashes, 1)  # it was confirmed, and crashed before it could say so
             self._confirm()
+            self.crashes = crashes
 
     def said(self, event: Mapping[str, Any], settings: Config) -> None:
         """`settings`: what runs now."""
@@ -132,6 +141,13 @@ class Expected:
         self._is_known(name)
         require(name in self._new, f"{self._short(name)} runs, and is neither old nor new")
         self.trial = name
+
+    def says(self, report: Reported, settings: Config) -> bool:
+        """What it reports is what runs."""
+        name = name_of(settings)
+        if name == self._bare() and report.mode == "safe":
+            return True
+        return report.hash in self._hashes.get(name, ())
 
     # --- verdicts ---
 
@@ -183,11 +199,13 @@ class Expected:
     def _add(self, layers: tuple[Layer, ...]) -> set[str]:
         held = {each.name: each for each in layers}
         try:
-            settings = validated(merge(self._base, stack(self._base, held)), self._schemas)
+            effective = merge(self._base, stack(self._base, held))
+            settings = validated(effective, self._schemas)
         except BadLayers:
             return set()
         name = name_of(settings)
         self._made[name] = settings
+        self._hashes.setdefault(name, set()).add(effective.hash)
         return {name}
 
     def _short(self, name: str) -> str:

@@ -38,8 +38,8 @@ HOUR_NS = 3600 * 10**9
 class _Watched(Gateway):
     watch: Callable[[Mesh], None]
 
-    def _build(self) -> None:
-        super()._build()
+    def _meet(self) -> None:
+        super()._meet()
         if self.mesh:
             self.watch(self.mesh)
 

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from edge_runtime.trust import roster as rosters
-from edge_runtime.trust.keys import SIGNATURE_BYTES, PrivateKey, verify
+from edge_runtime.trust.keys import SIGNATURE_BYTES, PrivateKey, fingerprint, verify
 from edge_runtime.trust.roster import Forged, Role, Roster
 
 DOCUMENT_BYTES_MAX = 2**20
@@ -81,6 +81,19 @@ def open(payload: bytes, context: str, roster: Roster, *, now_s: int | None = No
     if now_s is not None and now_s > member.not_after_s:
         raise Forged(f"the certificate of {member.name} has run out", f"edge-runtime site renew {member.name}")
     return Opened(_checked(envelope, context, member.public), member.name, member.role, envelope.key)
+
+
+def open_late(payload: bytes, context: str, roster: Roster, name: str) -> bytes:
+    """The document of the gateway of this name, also if it is dead and its key was revoked since: for what it said of itself and
+    for nothing else, as whoever has the key can say it by now. Raises Forged, and nothing else."""
+    envelope = _parsed(payload, context)
+    member = roster.member(envelope.key)
+    keys = [member.public] if member and (member.name, member.role) == (name, "gateway") else []
+    keys += [bytes.fromhex(each.key) for each in roster.revoked if each.name == name]
+    public = next((each for each in keys if fingerprint(each) == envelope.key), None)
+    if public is None or envelope.by != name:
+        raise Forged(f"signed by the key {envelope.key} of {envelope.by!r}, which is not and was not that of {name}", _HINT)
+    return _checked(envelope, context, public)
 
 
 def open_roster(payload: bytes, site: str, authority: bytes) -> Roster:

@@ -217,7 +217,7 @@ async def _fill(file: Path) -> None:
     disk = OutboxFile(FileDisk(16), file, CLOCK, size_bytes_max=2**24, wal_bytes=2 * 16 * 4096)
     log = structlog.wrap_logger(structlog.ReturnLogger())
     store = Store(disk, journal_rows_max=1000, writer=writer, reader=reader, dice=SystemDice(), log=log)
-    await store.open({"cloud": LANES}, {"wear": "press"}, unconfirmed=[])
+    await store.open({"cloud": LANES}, [("wear", "press")], unconfirmed=[])
     at = Stamp("b", 1, 1, True)
     result = Result(
         id="r7", pipeline="wear", device="press", window="w", first=at, last=at, rows=1, model="wear@1", executed_on="fake:cpu",

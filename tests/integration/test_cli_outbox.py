@@ -45,7 +45,7 @@ async def _with_store(path: Path, work: Callable[[Store], Any], size_bytes_max: 
         dice=SystemDice(),
         log=structlog.wrap_logger(structlog.ReturnLogger()),
     )
-    await store.open({"cloud": LANES, "local": [Lane.RESULT]}, {"wear": "press"}, unconfirmed=["local"])
+    await store.open({"cloud": LANES, "local": [Lane.RESULT]}, [("wear", "press")], unconfirmed=["local"])
     if asyncio.iscoroutine(doing := work(store)):
         await doing
     await store.close()

@@ -203,7 +203,7 @@ def test_a_position_goes_with_its_records(tmp_path: Path) -> None:
                 await store.commit([draft(number)], Position("p", "plc", number, b"state"))
                 disk.fail_at = 0
                 assert texts(await everything(store)) == [str(n) for n in range(1, number + 1)]
-                assert await store.position("p") == Position("p", "plc", number, b"state")
+                assert await store.position("p", "plc") == Position("p", "plc", number, b"state")
 
     asyncio.run(scenario())
 

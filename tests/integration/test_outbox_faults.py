@@ -15,7 +15,7 @@ import pytest
 from outboxes import SINKS, accounted, draft, everything, gaps_of, new_store, opened, sample, texts
 from waiting import until
 
-from edge_runtime.outbox import tables
+from edge_runtime.outbox import schema
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Position
 from edge_runtime.outbox.database import PAGE_BYTES, FileDisk, Trouble, trouble
 from edge_runtime.outbox.file import SALVAGED
@@ -237,7 +237,7 @@ def test_corrupt_at_the_start(damage: Callable[[Path], None], tmp_path: Path) ->
                 assert await accounted(store, Lane.RESULT) == ((501, store.heads[Lane.RESULT]),)
             assert (await store.journal("plc", [sample(99, "m99")]))[0] > 0
             [fresh] = [each for each in await store.read_journal("plc", 0, 99) if each.values == (99,)]
-            position = await store.position("p")
+            position = await store.position("p", "plc")
             assert position is None or fresh.row >= position.row
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
@@ -376,7 +376,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     make(path)
     database = sqlite3.connect(path)
-    database.execute(f"PRAGMA user_version={tables.SCHEMA_VERSION + 1}")
+    database.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION + 1}")
     database.close()
     before = path.read_bytes()
 

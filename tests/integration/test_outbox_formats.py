@@ -11,7 +11,7 @@ import pytest
 from outboxes import accounted, draft, everything, ids, opened, texts
 
 from edge_runtime import cli
-from edge_runtime.outbox import tables
+from edge_runtime.outbox import schema, tables
 from edge_runtime.outbox.database import FileDisk, Transaction
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import EdgeError
@@ -37,7 +37,7 @@ def old(tmp_path: Path) -> Path:
 def version(path: Path) -> int:
     database = FileDisk().open(path)
     try:
-        return tables.version(database)
+        return schema.version(database)
     finally:
         database.close()
 
@@ -50,7 +50,7 @@ async def _is_all_there(store: Store) -> None:
     assert await accounted(store, Lane.SAMPLE) == ((1, 6),)
     assert store.acknowledged("cloud", Lane.RESULT) == ((1, 3), (6, 6))
     assert [sample.message_id for sample in await store.read_journal("plc", 0, 10)] == ["m2", "m3"]
-    position = await store.position("wear")
+    position = await store.position("wear", "plc")
     assert position
     assert (position.row, position.state) == (3, b"state")
 
@@ -69,17 +69,17 @@ def test_format_1_goes_on_where_it_was(old: Path) -> None:
 
     before = _accepted(old)
     asyncio.run(scenario())
-    assert version(old) == tables.SCHEMA_VERSION
+    assert version(old) == schema.SCHEMA_VERSION
     assert set(before) < set(ids(old))
 
 
 def test_an_update_that_is_cut_short_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tables and the version, or none of it: `kill -9` between two of them leaves the old file."""
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "_SCHEMA", (*tables._SCHEMA[:-1], "CREATE TABLE broken ("))
+        patch.setattr(schema, "_SCHEMA", (*schema._SCHEMA[:-1], "CREATE TABLE broken ("))
         database = FileDisk().open(old)
         with pytest.raises(sqlite3.OperationalError), Transaction(database):
-            tables.create(database)
+            schema.create(database)
         database.close()
     assert version(old) == 1
     test_format_1_goes_on_where_it_was(old)
@@ -101,7 +101,7 @@ def test_a_corrupt_file_of_format_1_is_salvaged(old: Path) -> None:
     old.write_bytes(content)
     asyncio.run(scenario())
     assert old.with_name("outbox.db.corrupt-1").exists()
-    assert version(old) == tables.SCHEMA_VERSION
+    assert version(old) == schema.SCHEMA_VERSION
 
 
 def test_people_look_at_format_1_without_changing_it(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_people_look_at_format_1_without_changing_it(old: Path, capsys: pytest.C
 
 def test_a_newer_format_is_refused_and_left_alone(old: Path) -> None:
     database = FileDisk().open(old)
-    database.execute(f"PRAGMA user_version={tables.SCHEMA_VERSION + 1}")
+    database.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION + 1}")
     database.close()
 
     async def scenario() -> None:

@@ -229,7 +229,7 @@ def test_a_device_that_is_read_here_already_keeps_its_own_journal(places: tuple[
     async def scenario() -> None:
         async with opened(new, SINKS, {"p-plc": "plc", "p-other": "other"}) as store:
             for device, values in (("plc", [102, 103]), ("other", [52, 53])):
-                position = await store.position(f"p-{device}")
+                position = await store.position(f"p-{device}", device)
                 assert position
                 assert [each.values[0] for each in await store.read_journal(device, position.row, 10)] == values
                 assert await store.journal(device, [sample(0, f"m{values[0]}", device)]) == [0]  # a redelivery is recognised

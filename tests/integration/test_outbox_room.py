@@ -361,12 +361,12 @@ def test_pipelines_and_devices_that_are_no_more_are_forgotten(tmp_path: Path) ->
             await store.commit([], Position("p", "plc", 1, b"p"))
             await store.commit([], Position("gone", "old", 1, b"gone"))
         async with opened(path, pipelines={"p": "plc"}) as store:
-            assert await store.position("p") == Position("p", "plc", 1, b"p")
-            assert await store.position("gone") is None
+            assert await store.position("p", "plc") == Position("p", "plc", 1, b"p")
+            assert await store.position("gone", "old") is None
             assert len(await store.read_journal("plc", 0, 9)) == 1
             assert not await store.read_journal("old", 0, 9)
         async with opened(path, pipelines={"p": "another device"}) as store:
-            assert await store.position("p") is None
+            assert await store.position("p", "plc") is None
 
     asyncio.run(scenario())
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memberships import SITE
+from memberships import SITE, simulate
 from memberships import Site as Members
-from memberships import simulate
 from steered import Steered
 from trusted import Site as Authority
 from worlds import Site, simulated, until

@@ -21,6 +21,7 @@ from edge_runtime.cli.config import patching, shape
 from edge_runtime.cli.config.following import Following
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import Seen
+from edge_runtime.cli.config.set import believed
 from edge_runtime.cli.config.wanting import Wanting
 from edge_runtime.cli.mesh.finding import Plan
 from edge_runtime.cli.talking import Talk
@@ -373,6 +374,46 @@ def test_a_change_builds_on_what_is_in_force(layers: list[tuple[int, str]], on_b
     found = seen(*reports, *retained)
     talk = Talk(Plan("plant", ()))
     assert Wanting(argparse.Namespace(), talk, found, "group/x", found.members("group/x")).in_force is in_force
+
+
+def test_what_a_gateway_tells_of_a_layer_is_built_on_only_where_it_may_be_believed(tmp_path: Path) -> None:
+    """Without its secrets it is not as its author has signed it. A gateway that makes it up would have it signed for others."""
+    site = Site(tmp_path)
+    alice, olga = site.member("alice", "engineer"), site.member("olga", "operator")
+    site.roster(alice)
+    plain = messages.pack(Desired(target="gw/press-1", revision=1, patch={"log": {"level": "debug"}}))
+    of_group = plain.replace(b"gw/press-1", b"group/default")
+    signed, nobody = Talk(Plan("plant-1", (), identity=alice)), Talk(Plan("plant-1", ()))
+    for talk, target, payload in (
+        (nobody, "gw/press-1", plain),
+        (nobody, "group/default", of_group),
+        (signed, "gw/press-1", plain),
+        (signed, "gw/press-1", alice.sign(plain, "desired")),
+        (signed, "group/default", alice.sign(of_group, "desired")),
+    ):
+        assert believed(talk, target, "press-1", payload).patch == {"log": {"level": "debug"}}
+    with pytest.raises(EdgeError, match="holds secrets"):
+        believed(signed, "group/default", "press-1", of_group)
+    with pytest.raises(Forged):
+        believed(signed, "gw/press-1", "press-1", olga.sign(plain, "desired"))
+
+
+def test_asterisks_are_never_published_whatever_is_built_on() -> None:
+    held = Desired(target="gw/g0", revision=1, patch={"sinks": {"cloud": {"url": "mqtt://u:***@x", "timeout_s": 1}}})
+    args = argparse.Namespace(note="", canary=[], trial=None)
+    change = Wanting(args, Talk(Plan("plant", ())), seen(report("g0", [])), "gw/g0", ["g0"])
+    faster = {"sinks": {"cloud": {"timeout_s": 2}}}
+    with pytest.raises(EdgeError, match=r"secret: sinks\.cloud\.url"):
+        change.document(patching.on_top(held, faster, "gateway"))
+    whole = {"sinks": {"cloud": {"url": "mqtt://u:secret:cloud@x", "timeout_s": 2}}}
+    assert change.document(patching.on_top(held, whole, "gateway")).content == whole
+
+
+@pytest.mark.parametrize(("on_broker", "following"), [(2**53, 8), (9, 10), (7 + 10**6, 8 + 10**6), (8 + 10**6, 8)])
+def test_a_document_that_nobody_takes_is_not_counted_on(on_broker: int, following: int) -> None:
+    state = LayerState(name="gateway", revision=7, state="accepted")
+    found = seen(report("g0", [], state), wanted("gw/g0", revision=on_broker, patch={}))
+    assert found.revision("gw/g0", ["g0"]) == following
 
 
 def test_who_may_not_say_it_is_told_before_it_is_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from steered import Steered
 from worlds import Site, plc, simulated, until
 
 from edge_runtime.bus import topics
-from edge_runtime.bus.control import CommandReply
+from edge_runtime.bus.control import Command, CommandReply
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import commands
 from edge_runtime.control.audit_check import entries
@@ -113,9 +113,96 @@ def test_the_same_message_again_is_answered_and_not_done(tmp_path: Path) -> None
         assert {each.outcome for each in person.replies} == {"verified"}
         assert device(steered).received == [("speed", 40)]
         reply = await person.ask("drain", "one")
-        assert "the id was used for write" in reply.cause
+        assert "the id was used for another command" in reply.cause
 
     commanded(scenario, tmp_path)
+
+
+def test_an_id_is_for_one_command_of_one_person(tmp_path: Path) -> None:
+    async def scenario(steered: Steered, person: Person) -> None:
+        until_ns = steered.site.clock.now().mono_ns + 10**10
+        good = await person.write(40, until_ns=until_ns)
+        for value, more in (
+            (0, {"until_ns": until_ns}),  # another value
+            (40, {"until_ns": until_ns + 1}),
+            (40, {"until_ns": until_ns, "issuer": "bob"}),
+            (40, {"until_ns": 0, "issuer": "bob"}),  # who only asks is told of his own commands
+        ):
+            reply = await person.write(value, **more)
+            assert (reply.outcome, reply.cause, reply.result) == ("refused", "the id was used for another command", {})
+        assert (await person.ask("drain", until_ns=0)).cause == "the id was used for another command"
+        assert await person.ask("write", until_ns=0) == good
+        assert await person.write(40, until_ns=until_ns) == good
+        assert device(steered).received == [("speed", 40)]
+
+    commanded(scenario, tmp_path)
+
+
+def test_while_a_command_is_being_done_nobody_else_is_answered_with_its_id(tmp_path: Path) -> None:
+    """The other answer would be taken for its own, by who has sent it."""
+
+    async def scenario(steered: Steered, person: Person) -> None:
+        await person.send("write", person.payload(args={"point": "d/speed", "value": 40}))
+        await person.send("write", person.payload(issuer="bob", args={"point": "d/speed", "value": 0}))
+        await until(lambda: person.replies)
+        await asyncio.sleep(1)
+        assert person.replies[0].outcome == "verified"
+        assert device(steered).received == [("speed", 40)]
+
+    commanded(scenario, tmp_path)
+
+
+def test_the_time_is_told_without_an_expiry_and_written_nowhere(tmp_path: Path) -> None:
+    async def scenario(steered: Steered, person: Person) -> None:
+        for _ in range(2):
+            reply = await person.ask("time", boot=None, until_ns=None)
+            now = steered.site.clock.now()
+            assert (reply.outcome, reply.result["boot"]) == ("done", now.boot)
+            assert 0 <= now.mono_ns - reply.result["now_ns"] < 10**10
+        assert (await person.ask("time", boot=None, until_ns=None, args={"x": 1})).cause == "args.x: unknown"
+        assert (await person.write(40)).outcome == "verified"  # the id is free
+
+    commanded(scenario, tmp_path)
+    database = open_read_only(tmp_path / "data" / "audit.db")
+    told = [each.via for each, _ in entries(database, tmp_path / "data") if each.kind == "command"]
+    database.close()
+    assert told == ["cmd/write", "cmd/write"]
+
+
+SECRET = "canary-history-dunlin"
+
+
+def test_no_layer_that_is_shown_tells_a_secret(tmp_path: Path) -> None:
+    sinks = {"cloud": {"type": "mqtt", "url": f"mqtt://user:{SECRET}@x"}}
+
+    async def whole(site: Site) -> None:
+        async with Steered(site, **settings(), sinks=sinks).running() as steered:
+            await until(lambda: steered.gateway.sources["d"].state.phase == "connected")
+            person = Person(steered)
+            await asyncio.sleep(0.5)
+            reply = await person.ask("history", "f", args={"layer": "file"})
+            assert (reply.outcome, reply.result) == ("refused", {})
+            harmless: dict[str, Any] = {"log": {"level": "debug"}}
+            await steered.want("group/default", revision=1, patch=harmless, note="why")
+            mine = {"sinks": {"cloud": {"url": f"mqtt://other:{SECRET}@y"}}, "log": {"level": "info"}}
+            await steered.want(revision=1, patch=mine)
+            await until(lambda: "gateway" in steered.lifetime.book.base and not steered.lifetime.book.on_trial)
+            await asyncio.sleep(5)
+            reply = await person.ask("history", "g", args={"layer": "group/default"})
+            assert json.loads(reply.result["document"])["patch"] == harmless
+            reply = await person.ask("history", "h", args={"layer": "gateway"})
+            shown = {**mine, "sinks": {"cloud": {"url": "mqtt://other:***@y"}}}
+            assert json.loads(reply.result["document"]) == {"revision": 1, "patch": shown}
+            assert (await person.ask("history", "i", args={"layer": "group/none"})).result == {"document": None}
+            assert SECRET not in repr(person.replies)
+            person.close()
+
+    simulated(whole, tmp_path)
+    database = open_read_only(tmp_path / "data" / "control.db")
+    outcomes = list(database.execute("SELECT * FROM commands"))
+    database.close()
+    assert len(outcomes) == 4
+    assert SECRET not in repr(outcomes)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +275,9 @@ def test_a_write_that_a_crash_interrupted_is_unknown_and_never_repeated(tmp_path
             book = steered.lifetime.book
             now = site.clock.now()
             until_ns = now.mono_ns + 100 * 10**9
-            await book.begin("one", "write", now.boot, until_ns)  # and then the power fails
+            args = {"point": "d/speed", "value": 40}
+            command = Command(id="one", verb="write", args=args, boot=now.boot, until_ns=until_ns)
+            await book.begin("one", commands.claim(command, "alice"), now.boot, until_ns)  # and then the power fails
         async with Steered(site, **settings()).running() as steered:
             await until(lambda: steered.gateway.sources["d"].state.phase == "connected")
             person = Person(steered)

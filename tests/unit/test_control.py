@@ -125,7 +125,8 @@ def test_a_change_of_everything_is_built_anew_and_confirmed(tmp_path: Path) -> N
 
 def test_a_change_that_cuts_it_off_is_taken_back_without_a_network(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
-        async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
+        control = {"trial_s": 20, "from_network": True}
+        async with Steered(site, **DEVICES, **PIPELINES, control=control).running() as steered:
             await steered.reported("active")
             await steered.want(patch={"broker": {"mode": "external", "url": "mqtt://10.9.9.9"}})
             await until(lambda: len(steered.gateways) == 2)

@@ -441,6 +441,24 @@ def test_the_higher_revision_counts(revision: int | None, content: dict[str, Any
         assert (found.older, "revision 8" in found.hint) == (revision == 6, True)
 
 
+@pytest.mark.parametrize(
+    ("before", "revision", "taken"),
+    [
+        (7, 7 + 10**6, True),
+        (7, 8 + 10**6, False),
+        (7, 2**53, False),
+        (None, 2**53, False),
+        (None, 2**52, True),
+        (2**52, 2**52 + 1, True),
+    ],
+)
+def test_nobody_says_the_last_revision_of_all(before: int | None, revision: int, taken: bool) -> None:
+    found = newer(held(before) if before else None, Desired(patch=B, revision=revision), "gateway")
+    assert isinstance(found, Take) is taken
+    if isinstance(found, Refused):
+        assert (found.older, f"publish it as revision {(before or 0) + 1}" in found.hint) == (False, True)
+
+
 def test_a_configuration_is_not_a_patch_that_says_the_same() -> None:
     assert isinstance(newer(held(7), Desired(config=A), "gateway"), Take)
     assert isinstance(newer(held(7), Desired(config=A, revision=7), "gateway"), Refused)

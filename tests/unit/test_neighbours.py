@@ -19,6 +19,7 @@ from edge_runtime import config
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import topics
 from edge_runtime.bus.control import Desired, Reported
+from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import neighbours
 from edge_runtime.control.neighbours import Neighbours, opened_kept
 from edge_runtime.control.neighbours_file import NeighboursFile
@@ -26,6 +27,7 @@ from edge_runtime.outbox.database import FileDisk
 from edge_runtime.ports import Message
 from edge_runtime.testing.loop import InlineWorker, SeededDice, VirtualLoop, run
 from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import Forged
 
 SITE = "plant-1"
 DESIRED = topics.desired(SITE, "gw/dead")
@@ -146,7 +148,7 @@ async def test_of_twenty_gateways_one_says_it_on_an_empty_broker(tmp_path: Path)
         await wait()
     assert sorted(topic for _, topic in second.said) == [DESIRED, KEPT]
     assert second.retained[DESIRED] == first.retained[DESIRED]
-    assert opened_kept(second.retained[KEPT], None)[1] == report()
+    assert opened_kept(second.retained[KEPT], None, "dead")[1] == report()
 
 
 @on_virtual_time
@@ -177,7 +179,7 @@ async def test_a_report_that_is_said_now_is_newer_whatever_the_clock_says(tmp_pa
         await wait()
         await plant.move(again := Broker())
         await wait()
-    assert opened_kept(again.retained[KEPT], None)[1] == late
+    assert opened_kept(again.retained[KEPT], None, "dead")[1] == late
 
 
 @on_virtual_time
@@ -206,9 +208,51 @@ async def test_with_a_site_only_what_is_signed_is_kept_and_it_outlives_the_key(t
         await wait()
     assert again.retained.keys() == {DESIRED, KEPT}
     assert again.retained[DESIRED] == good
-    assert opened_kept(again.retained[KEPT], g1)[1] == report()
-    with pytest.raises(Exception, match="kept"):
-        opened_kept(report(), None)
+    assert opened_kept(again.retained[KEPT], g1, "dead")[2] == messages.unpack(report(), Reported)
+    with pytest.raises(BadMessage, match="kept"):
+        opened_kept(report(), None, "dead")
+
+
+def test_what_is_kept_of_a_gateway_is_its_own_word(tmp_path: Path) -> None:
+    """Else any other gateway could write the configuration of the hardware that replaces it."""
+    site = Site(tmp_path)
+    dead, evil, alice = site.member("dead"), site.member("evil"), site.member("alice", "engineer")
+    own = dead.sign(report(), "reported")
+    site.authority.revoke("dead", "dead")
+    site.roster(alice, evil)
+    assert opened_kept(neighbours.pack_kept(5, own), alice, "dead")[2].gateway == "dead"
+    for forged in (
+        report(),
+        evil.sign(report(), "reported"),
+        dead.sign(report(), "birth"),
+        own.replace(b"active", b"trial"),
+        neighbours.envelope.seal(report(), "reported", evil.key, "dead"),
+        evil.sign(report(gateway="evil"), "reported"),
+    ):
+        with pytest.raises(Forged):
+            opened_kept(neighbours.pack_kept(5, forged), alice, "dead")
+    sealed = evil.sign(neighbours.pack_kept(5, report()), "kept")
+    with pytest.raises((BadMessage, Forged)):
+        opened_kept(sealed, alice, "dead")
+    site.authority.issue(site.csr(), "dead", "gateway")
+    site.roster(alice)
+    assert opened_kept(neighbours.pack_kept(5, own), alice, "dead")[2].gateway == "dead"
+
+
+@on_virtual_time
+async def test_a_rank_or_revision_beyond_all_others_is_not_kept(tmp_path: Path) -> None:
+    plant, broker = Plant(tmp_path, alone(1)), Broker()
+    async with plant.running(broker):
+        link, held = plant.links["g0"], plant.all["g0"].ranks
+        link.hear(DESIRED, desired(2**53), retain=True)
+        link.hear(KEPT, neighbours.pack_kept(2**63 - 2, report()), retain=True)
+        await wait()
+        assert held == {}
+        link.hear(REPORTED, report(wall_ns=2**70), retain=False)
+        await wait()
+        link.hear(REPORTED, report(wall_ns=2**70, cause="again"), retain=False)
+        await wait()
+        assert held == {("kept", "gw/dead"): neighbours.RANK_MAX + 1}
 
 
 @on_virtual_time

@@ -11,7 +11,7 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.control import Desired, Reported
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Birth
-from edge_runtime.control.layers import DEFAULT, GATEWAY, Layer, layer_name
+from edge_runtime.control.layers import DEFAULT, GATEWAY, Layer, layer_name, within_reach
 from edge_runtime.ports import EdgeError, Message
 from edge_runtime.trust import envelope
 from edge_runtime.trust.roster import Forged
@@ -97,10 +97,11 @@ class Seen:
         return said.desired if said else None
 
     def revision(self, target: str, members: Sequence[str]) -> int:
-        """The next one: higher than what anybody holds."""
+        """The next one: higher than what anybody holds. A document on the broker that is too far ahead is taken by nobody."""
         desired, layer = self.desired(target), layer_name(target)
         held = [each.revision for name in members for each in self.reports[name].layers if each.name == layer]
-        return max([*held, (desired.revision if desired else 0) or 0], default=0) + 1
+        said = (desired.revision if desired else 0) or 0
+        return max([*held, said if within_reach(min(held, default=0), said) else 0], default=0) + 1
 
     def _document(self, payload: bytes, target: str) -> Said:
         try:

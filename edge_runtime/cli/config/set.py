@@ -11,7 +11,9 @@ from edge_runtime.bus.control import Desired
 from edge_runtime.cli.commanding import commanded
 from edge_runtime.cli.config import patching
 from edge_runtime.cli.config.wanting import Wanting, want, wanting
+from edge_runtime.cli.talking import Talk
 from edge_runtime.ports import EdgeError
+from edge_runtime.trust import envelope
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +40,15 @@ async def _in_force(wanted: Wanting) -> Desired | None:
     if reply.outcome != "done":
         raise EdgeError(f"{gateway} does not say what counts for {wanted.layer}: {reply.cause}", reply.hint)
     payload = reply.result.get("document")
-    if payload is None:
-        return None
-    return messages.desired(wanted.talk.of_person(str(payload).encode()), wanted.target)
+    return None if payload is None else believed(wanted.talk, wanted.target, gateway, str(payload).encode())
+
+
+def believed(talk: Talk, target: str, gateway: str, payload: bytes) -> Desired:
+    """The document of a layer, as a gateway tells it: as a person has signed it; or without its secrets, and so without the
+    signature. Of its own layer the gateway may be believed: nobody else gets what is built on it. Raises EdgeError."""
+    if talk.identity is None or envelope.is_signed(payload):
+        return messages.desired(talk.of_person(payload), target)
+    if target != f"gw/{gateway}":
+        cause = f"the document of {target} that is in force holds secrets, which a gateway tells to nobody: it cannot be built on"
+        raise EdgeError(cause, f"`edge-runtime config apply {target} FILE --patch` puts a document in its place: no *** in it")
+    return messages.desired(payload, target)

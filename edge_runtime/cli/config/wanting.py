@@ -82,7 +82,7 @@ class Wanting:
             canaries=tuple(args.canary), trial_s=args.trial, **content,
         )  # fmt: skip
         if hidden := patching.hidden(desired.content):
-            hint = "a report does not show them: write what stands there, or leave these keys out and use `config set`"
+            hint = "a gateway does not show them: say what stands there (PATH=VALUE, best PATH=...secret:NAME), or leave them out"
             raise EdgeError(f"*** stands in the place of a secret: {', '.join(hidden[:5])}", hint)
         return msgspec.structs.replace(desired, hash=desired.digest)
 
