@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_runtime import condition, config
 from edge_runtime.building import OFFERING, Builder
-from edge_runtime.control.actions import ACTION_S_MAX, Actions
+from edge_runtime.control.actions import ACTION_S_MAX, Actions, Due
 from edge_runtime.control.commands import Commands
 from edge_runtime.control.control import Control
 from edge_runtime.control.keeping import Keeping
@@ -35,9 +35,6 @@ from edge_runtime.services import Failure, Services, cancel, within
 from edge_runtime.sources.supervisor import Source
 from edge_runtime.verbs import verbs
 from edge_runtime.world import World
-
-DEVICE_S = 0.1
-"""Between two looks whether a device is there that a rule wants to write to."""
 
 STOP_S_MAX = 5.0
 """Of a clean stop: for sources to end, then for pipelines to finish what has come in, then for the disk to take the rest."""
@@ -64,6 +61,8 @@ class Gateway:
     renewing: Renewing | None = None
     kept: config.Config | None = None
     """While `settings` are on trial: those that may come back. What waits on the disk for their sinks and pipelines stays."""
+    left: Sequence[Due] = ()
+    """What rules wanted done of the gateway before this one."""
     successor: config.Config | None = None
     """After `run`: it has ended to make room for a gateway with these settings."""
 
@@ -75,7 +74,8 @@ class Gateway:
         self._services = Services(self._log)
         self._changed_s = 0.0
         self._watchers: tuple[str, ...] = ()
-        self._actions = Actions(self._write, self.steering.audit if self.steering else None, self.world.clock, self._log)
+        audit = self.steering.audit if self.steering else None
+        self.actions = Actions(self._write, self._is_connected, audit, self.world.clock, self._log, self.left)
         self.store = self._builder.store()
         self.started = asyncio.Event()
 
@@ -137,7 +137,7 @@ class Gateway:
         for name in sinks:
             self.deliveries[name] = builder.delivery(name, self.store, self.mesh.local if self.mesh else None)
         for name in pipelines:
-            self.pipelines[name] = builder.pipeline(name, self.store, self.mesh, self._actions.take)
+            self.pipelines[name] = builder.pipeline(name, self.store, self.mesh, self.actions.take)
         for name in devices:
             if name in self.sources:
                 continue
@@ -151,7 +151,7 @@ class Gateway:
 
     def _start(self) -> None:
         """Every service, in the order in which they are needed."""
-        self._services.keep("rule actions", self._actions.run)
+        self._services.keep("rule actions", self.actions.run)
         self._start_parts(self.sources, self.pipelines, self.deliveries)
         self._log.info("gateway_started", site=self.settings.site, devices=len(self.sources), sinks=len(self.deliveries))
         self.started.set()
@@ -175,7 +175,7 @@ class Gateway:
         """Sources end, pipelines finish, deliveries go on for a while; what is left then is on the disk."""
         if self.mesh:
             self.mesh.drain()
-        await within(ACTION_S_MAX, [self._actions.drained()])  # while there are devices to write to
+        await within(ACTION_S_MAX, [self.actions.drained()])  # while there are devices to write to
         await self._finish(self.sources, self.pipelines)
         if self.successor is None:  # else they go on in a moment
             await within(self.settings.outbox.drain_s_max, [delivery.drained() for delivery in self.deliveries.values()])
@@ -261,12 +261,14 @@ class Gateway:
             del self.sources[name]
             self._log.warning("device_not_read", device=name, hint="no pipeline takes it: add one")
 
+    def _is_connected(self, device: str) -> bool:
+        return device in self.sources and self.sources[device].state.phase == "connected"
+
     async def _write(self, device: str, point: str, value: Value, until_ns: int) -> Outcome:
         """For a rule."""
-        while (source := self.sources.get(device)) is None or source.state.phase != "connected":  # it may be restarting
-            if self.world.clock.mono_ns() >= until_ns:
-                return Outcome(outcome="refused", requested=value, cause=f"the device {device} is not connected")
-            await asyncio.sleep(DEVICE_S)
+        source = self.sources.get(device)
+        if source is None:
+            return Outcome(outcome="refused", requested=value, cause=f"the device {device} is not read")
         return await source.write(point, value, until_ns=until_ns)
 
     # --- for who asks ---

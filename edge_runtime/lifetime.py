@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edge_runtime import config
 from edge_runtime.control import origin as origins
+from edge_runtime.control.actions import Due
 from edge_runtime.control.audit import AuditLog, Entry, Kind
 from edge_runtime.control.audit_file import AuditFile
 from edge_runtime.control.book import Book
@@ -76,23 +77,28 @@ class Lifetime:
             await self._close()
 
     async def _live(self, origin: Origin) -> None:
+        left: Sequence[Due] = ()
         while not self._asked:
             identity = self._identity(origin.settings)
             steering = Steering(origin, self.book, self.audit, identity)
-            self.gateway = gateway = Gateway(origin.settings, self._folder, self._world, steering, kept=origin.kept)
+            self.gateway = gateway = Gateway(origin.settings, self._folder, self._world, steering, kept=origin.kept, left=left)
             self.watch(gateway)
             await gateway.run()
             if gateway.successor is None:
+                gateway.actions.give_up()
                 return
+            left = gateway.actions.left()
             origin = self._next(origin, gateway.successor)
 
     def _next(self, origin: Origin, settings: config.Config) -> Origin:
         """In this process, with other settings: what the book has on trial, or as active, now."""
         book = self.book
-        one = book.on_trial or book.active
+        one, mode = book.on_trial or book.active, "trial" if book.on_trial else book.life.safe or "normal"
         effective = of_text(one.text, origin.base, origins.documents(book)) if one else origin.effective
-        kept = origins.active(book, self._world.adapters) if book.on_trial else None
-        start = origin.start if book.life.safe else origins.replace_start(origin.start, "trial" if book.on_trial else "normal")
+        if mode == "bare":
+            _, effective = origins.reduced(effective.config)
+        kept = origins.active(book, self._world.adapters) if mode in ("trial", "bare") else None
+        start = origins.replace_start(origin.start, mode)
         return replace(origin, settings=settings, effective=effective, kept=kept, start=start)
 
     def _identity(self, settings: config.Config) -> Identity | None:

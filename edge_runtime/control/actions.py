@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -24,6 +24,8 @@ ACTION_S_MAX = 5.0
 """From the event to the write: later the plant is in another state than the one that was judged."""
 
 DRAINED_S = 0.02
+DEVICE_S = 0.1
+"""Between two looks whether a device is there."""
 WAITING_MAX = 100
 ABREAST_MAX = 8
 """Actions under way at once: devices that do not answer take their time."""
@@ -47,25 +49,34 @@ Write = Callable[[str, str, Value, int], Awaitable[Outcome]]
 """Device, point, value, until when (monotonic nanoseconds)."""
 
 
+Due = tuple[Action, int]
+"""And until when, by the monotonic clock."""
+
+
 class Actions:
     """Of one gateway. `take` may be called at any time."""
 
-    def __init__(self, write: Write, audit: AuditLog | None, clock: Clock, log: Any) -> None:
-        self._write, self._audit, self._clock, self._log = write, audit, clock, log
-        self._waiting: asyncio.Queue[tuple[Action, int]] = asyncio.Queue(WAITING_MAX)
+    def __init__(
+        self, write: Write, ready: Callable[[str], bool], audit: AuditLog | None, clock: Clock, log: Any, left: Sequence[Due] = ()
+    ) -> None:
+        """`ready`: whether a device is connected. `left`: what a gateway before this one, in this process, did not come to."""
+        self._write, self._ready, self._audit, self._clock, self._log = write, ready, audit, clock, log
+        self._waiting: asyncio.Queue[Due] = asyncio.Queue(WAITING_MAX + ABREAST_MAX)
+        for due in left:
+            self._waiting.put_nowait(due)
         self._under_way = 0
         self.outcomes: Counter[str] = Counter()
 
     def take(self, action: Action) -> None:
         """Never waits; what is too much is not done, and the log says so."""
-        try:
-            self._waiting.put_nowait((action, self._clock.mono_ns() + round(ACTION_S_MAX * 1e9)))
-        except asyncio.QueueFull:
+        if self._waiting.qsize() >= WAITING_MAX:
             self._tell(action, "refused", f"{WAITING_MAX} actions wait already")
+        else:
+            self._waiting.put_nowait((action, self._clock.mono_ns() + round(ACTION_S_MAX * 1e9)))
 
     async def drained(self) -> None:
         """Returns when nothing waits and nothing is under way."""
-        while self._waiting.qsize() or self._under_way:
+        while self._waiting.qsize() or self._under_way:  # noqa: ASYNC110 - rarely, at a stop
             await asyncio.sleep(DRAINED_S)
 
     async def run(self) -> None:
@@ -79,9 +90,30 @@ class Actions:
             action, until_ns = await self._waiting.get()
             self._under_way += 1
             try:
+                await self._until_ready(action, until_ns)
                 await self._do(action, until_ns)
             finally:
                 self._under_way -= 1
+
+    async def _until_ready(self, action: Action, until_ns: int) -> None:
+        """The device may be restarting. Nothing is begun before; who is stopped meanwhile leaves it to the next one."""
+        try:
+            while not self._ready(action.device) and self._clock.mono_ns() < until_ns:  # noqa: ASYNC110 - no event tells it
+                await asyncio.sleep(DEVICE_S)
+        except asyncio.CancelledError:
+            self._waiting.put_nowait((action, until_ns))
+            raise
+
+    def left(self) -> list[Due]:
+        """What was not begun, after the end of `run`."""
+        return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
+
+    def give_up(self) -> None:
+        """Nobody comes after us."""
+        for action, _ in self.left():
+            if self._audit:
+                self._audit.note(msgspec.structs.replace(self._entry(action), outcome="refused"))
+            self._tell(action, "refused", "the gateway was stopped")
 
     async def _do(self, action: Action, until_ns: int) -> None:
         if self._audit is None:

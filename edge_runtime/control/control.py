@@ -51,6 +51,7 @@ from edge_runtime.control.steering import Steering
 from edge_runtime.control.trial import STEADY_S
 from edge_runtime.control.trying import Gateway, Trying
 from edge_runtime.ports import BrokerError, Clock, Dice, EdgeError, Message
+from edge_runtime.trust import envelope
 from edge_runtime.trust.roster import Forged
 
 __all__ = ["Control", "Gateway"]
@@ -216,7 +217,8 @@ class Control:
         name = layer_name(target)
         newest = self._book.layers.get(name)
         verdict = newer(layer_of(newest) if newest else None, desired, name, numbered=said.signed)
-        self._reporting.heard(name, desired.revision or 0)
+        if not isinstance(verdict, Refused):
+            self._reporting.heard(name, desired.revision or 0)
         if isinstance(verdict, Refused):
             if verdict.older:
                 self.refused["older"] += 1
@@ -298,13 +300,28 @@ class Control:
             self._waiting.setdefault(target, payload)
         base = [each for each in self._book.base.values() if canaries.key(each) not in self._done_with]
         halted = next((each for each in base if self._canaries.failed(canaries.key(each))), None)
-        if halted is None or self._gateway.successor is not None:
+        if self._gateway.successor is not None:
             return
-        why = f"canary {self._canaries.failed(canaries.key(halted))} took it back"
-        if self._book.on_trial:
-            await self.trying.revert(why)
-            return
-        made_of = canaries.without(halted, self._book.base, self._book.before)
+        if halted is not None:
+            why = f"canary {self._canaries.failed(canaries.key(halted))} took it back"
+            if self._book.on_trial:
+                await self.trying.revert(why)
+            else:
+                await self._go_on_without(halted, why, canaries.without(halted, self._book.base, self._book.before))
+        elif unsigned := next((each for each in base if self._is_unsigned(each)), None):
+            self._done_with[canaries.key(unsigned)] = None  # where it does not work without, the next start tries again
+            made_of = {name: each for name, each in self._book.base.items() if each is not unsigned}
+            await self._go_on_without(
+                unsigned, "it was taken before this gateway joined a site, and nobody has signed it", made_of
+            )
+
+    def _is_unsigned(self, held: LayerDocument) -> bool:
+        """And signatures are wanted by now. While something is on trial, that is judged first."""
+        if self._identity is None or not self._gateway.settings.control.require_signature or held.layer == FILE:
+            return False
+        return not (self._book.on_trial or self._book.life.safe or envelope.is_signed(held.payload))
+
+    async def _go_on_without(self, halted: LayerDocument, why: str, made_of: Mapping[str, LayerDocument]) -> None:
         try:
             effective, settings = self._made({name: layer_of(each) for name, each in made_of.items() if name != FILE})
         except BadLayers as error:  # what this gateway has of its own needs it
@@ -340,7 +357,9 @@ class Control:
 
     def _to_repeat(self) -> Mapping[str, LayerDocument]:
         """Documents that say their revision: of one without, nobody could tell that it is old."""
-        return {name: each for name, each in self._book.said.items() if is_numbered(each)}
+        wanted = self._identity is not None and self._gateway.settings.control.require_signature
+        said = {name: each for name, each in self._book.said.items() if is_numbered(each)}
+        return {name: each for name, each in said.items() if not wanted or envelope.is_signed(each.payload)}
 
     def _state(self) -> Any:
         """Of the newest document, whatever else the gateway does."""

@@ -51,7 +51,7 @@ class Trying:
     ) -> None:
         self._origin, self._book, self._audit, self._gateway = origin, book, audit, gateway
         self._schemas, self._name, self._say, self._log = schemas, name, say, log
-        self.effective, self.safe = origin.effective, origin.safe
+        self.effective, self.safe = origin.effective, origin.safe or bool(book.life.safe)
         self.judge: Judge | None = None
         """There is a trial."""
         self.layer = ""
@@ -73,9 +73,9 @@ class Trying:
         """Raises BookError: nothing was changed."""
         gateway, before, replaced = self._gateway, self._kept_settings(), self._book.on_trial
         todo = plan(gateway.settings, settings, gateway.wire)
-        # In the place of another trial: judged by all that is other than the active one, against how that was.
+        # In the place of another trial, or of nothing (bare): judged by all that is other than the active one.
         terms = Terms(
-            plan(before, settings, gateway.wire).parts if replaced else todo.parts,
+            plan(before, settings, gateway.wire).parts,
             replaced.terms.before if replaced else dict(gateway.parts()),
             trial_s or gateway.settings.control.trial_s,
             by,
@@ -197,7 +197,9 @@ class Trying:
         self.judge = None
         good = self._book.active
         assert good is not None
+        kept = None
         if self._book.life.safe == "bare":
+            kept = self._kept_settings()
             settings, self.effective = reduced(msgspec.json.decode(good.text))
         else:
             self.effective = of_text(good.text, self._origin.base, documents(self._book))
@@ -205,7 +207,7 @@ class Trying:
         self._log.warning("configuration_reverted", cause=why, to=good.number)
         self.note(self._name, "configuration", "reverted", why)
         self._say("reverted", document=document, cause=why)
-        await self.apply(settings, plan(self._gateway.settings, settings, self._gateway.wire), None)
+        await self.apply(settings, plan(self._gateway.settings, settings, self._gateway.wire), kept)
 
     @property
     def newest_hash(self) -> str:

@@ -8,10 +8,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from outboxes import accounted, draft, everything, ids, opened, texts
+from outboxes import SINKS, accounted, draft, everything, ids, opened, texts
 
 from edge_runtime import cli
 from edge_runtime.outbox import schema, tables
+from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.database import FileDisk, Transaction
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import EdgeError
@@ -20,16 +21,22 @@ from edge_runtime.records import KINDS, LANES, Lane
 FORMAT_1 = Path(__file__).parent.parent / "data" / "outbox-format-1.sql"
 """Written by the last version of that format: seven results of which 1 and 2 were delivered everywhere, seven events, six samples
 of which one was refused, a journal with two samples, a pipeline at row 3."""
+FORMAT_2 = FORMAT_1.with_name("outbox-format-2.sql")
+"""One result, a journal with four samples of `plc` and two of `box`; of the pipelines, `wear` needs row 3 and what follows, `heat`
+row 2, and `raw` has committed nothing."""
 EPOCH = "8c3a7f534de4344f"
 OLD_SINKS = {"cloud": KINDS, "local": [Lane.RESULT]}
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    path = tmp_path / "outbox.db"
+    return written(tmp_path / "outbox.db", FORMAT_1)
+
+
+def written(path: Path, sql: Path) -> Path:
     database = sqlite3.connect(path)
     database.execute("PRAGMA page_size=4096")
-    database.executescript(FORMAT_1.read_text())
+    database.executescript(sql.read_text())
     database.close()
     return path
 
@@ -83,6 +90,28 @@ def test_an_update_that_is_cut_short_changes_nothing(old: Path, monkeypatch: pyt
         database.close()
     assert version(old) == 1
     test_format_1_goes_on_where_it_was(old)
+
+
+def test_positions_of_format_2_go_on_and_stand_beside_those_of_another_device(tmp_path: Path) -> None:
+    path = written(tmp_path / "outbox.db", FORMAT_2)
+    readers = {"wear": "plc", "heat": "plc", "raw": "box"}
+
+    async def scenario() -> None:
+        async with opened(path, pipelines=readers) as store:
+            assert await store.position("wear", "plc") == Position("wear", "plc", 3, b"state")
+            assert await store.position("heat", "plc") == Position("heat", "plc", 2, b"warm")
+            assert await store.position("raw", "box") is None
+            assert [each.row for each in await store.read_journal("plc", 0, 10)] == [2, 3, 4]
+            await store.know(SINKS, [*readers.items(), ("wear", "box")])
+            await store.commit([], Position("wear", "box", 6, b"other"))
+            assert (await store.position("wear", "plc"), await store.position("wear", "box")) == (
+                Position("wear", "plc", 3, b"state"),
+                Position("wear", "box", 6, b"other"),
+            )
+
+    assert version(path) == 2
+    asyncio.run(scenario())
+    assert version(path) == schema.SCHEMA_VERSION
 
 
 def test_a_corrupt_file_of_format_1_is_salvaged(old: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from outboxes import SINKS, accounted, draft, everything, gaps_of, opened, sample, texts
@@ -347,6 +348,54 @@ def test_the_journal_leaves_room_for_the_results_that_free_it(tmp_path: Path) ->
                 rows += len(await store.journal("plc", [sample(rows + n, f"message-{rows + n}" * 3) for n in range(20)]))
                 assert size_bytes(path) <= MIB
             assert await accounted(store, Lane.RESULT) == ((1, 600),)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_cap_made_smaller_evicts_records_and_keeps_what_sources_were_told_to_be_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    more: dict[str, Any] = {"journal_rows_max": 10**6, "pipelines": {"p": "plc"}}
+
+    async def scenario() -> None:
+        async with opened(path, size_bytes_max=64 * MIB, **more) as store:
+            await store.journal("plc", [sample(n, f"{n}" * 500) for n in range(2_000)])
+            await fill(store, Lane.SAMPLE, 2_000, 1_000)
+            await fill(store, Lane.RESULT, 100, 100)
+        async with opened(path, size_bytes_max=MIB, **more) as store:
+            assert store.journal_full("plc")
+            await store.commit([], Position("p", "plc", 1))
+            assert store._file.over_bytes > MIB
+            assert len(await store.read_journal("plc", 0, 10**6)) == 2_000
+            assert await accounted(store, Lane.SAMPLE) == ((1, 2_000),)
+            assert 0 < len(await everything(store, Lane.SAMPLE)) < 2_000
+            assert len(await everything(store, Lane.RESULT)) == 100
+            for row in range(1, 2_001, 100):  # its windows are made: their results have room, and less and less is needed
+                await store.commit([draft(row, size=1_000)], Position("p", "plc", row + 100))
+            assert len(await everything(store, Lane.RESULT)) == 120
+            assert not store.journal_full("plc")
+            await store.commit([draft("after")])
+            assert not store._file.over_bytes
+            pages, free = tables.size_pages(store._file.read_connection())
+            assert (pages - free) * 4096 < MIB
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_message_ids_and_refused_records_of_a_larger_cap_do_not_fill_a_smaller_one(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+
+    async def scenario() -> None:
+        async with opened(path, size_bytes_max=64 * MIB, journal_rows_max=10**6, pipelines={"p": "plc"}) as store:
+            await store.journal("plc", [sample(n, f"{n}" * 50) for n in range(20_000)])
+            await store.commit([], Position("p", "plc", 20_001))
+            await fill(store, Lane.RESULT, 200, 2_000)
+            for record in await everything(store):
+                await store.set_aside("cloud", record, "rubbish")
+        async with opened(path, size_bytes_max=MIB, pipelines={"p": "plc"}) as store:
+            await store.commit([draft("first", size=1_000)], Position("p", "plc", 20_001))
+            assert "first" in texts(await everything(store))
+            assert await store.journal("plc", [sample(0, "19999" * 50)]) == [0]
+            assert not store._file.over_bytes
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -17,7 +17,7 @@ import pytest
 
 from edge_runtime.control import trial
 from edge_runtime.control.book import Book
-from edge_runtime.control.control import Control
+from edge_runtime.control.trying import Trying
 from edge_runtime.testing.changes import Outcome, crash, simulate
 from edge_runtime.testing.expected import Broken
 from edge_runtime.testing.wishes import SPARE, Patch, everything, external, file, threshold
@@ -114,17 +114,17 @@ def test_it_finds_a_change_that_is_confirmed_before_it_is_tried(monkeypatch: pyt
 
 
 def test_it_finds_a_revert_that_does_not_restore(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def idle(self: Control, *_: Any) -> None:
+    async def idle(*_: Any) -> None:
         await asyncio.sleep(0)
 
-    revert = Control._revert
+    revert = Trying.revert
 
-    async def forgetful(self: Control, why: str) -> None:
-        monkeypatch.setattr(self, "_apply", idle.__get__(self))
-        await revert(self, why)
-        monkeypatch.delattr(self, "_apply")
+    async def forgetful(self: Trying, why: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "apply", idle)
+            await revert(self, why)
 
-    monkeypatch.setattr(Control, "_revert", forgetful)
+    monkeypatch.setattr(Trying, "revert", forgetful)
     assert seeds_until_broken(10)
 
 

@@ -22,7 +22,7 @@ STOP = {"name": "stop", "write": {"allowed": [True, False], "every_s_min": 0.1}}
 def settings(value: object = True, **rule: Any) -> dict[str, Any]:
     rules = [{"name": "high", "output": "x.max", "above": 5.5, "writes": [{"point": "d/stop", "value": value}], **rule}]
     device = plc("x")
-    device["points"] = [{"name": "x"}, STOP]
+    device["points"] = [{"name": "x"}, {**STOP}]
     pipeline = {"device": "d", "points": ["x"], "window": {"count": 1}, "rules": rules}
     return {"devices": {"d": device}, "pipelines": {"p": pipeline}}
 
@@ -70,3 +70,20 @@ def test_a_point_that_is_not_writable_is_no_target(tmp_path: Path) -> None:
     (problem,) = error.value.problems
     assert problem.path == "pipelines.p.rules[0].writes[0].point"
     assert "write" in problem.hint
+
+
+def test_an_alarm_of_the_last_window_before_a_restart_writes_its_point_all_the_same(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        whole = settings()
+        whole["pipelines"]["p"]["rules"][0]["above"] = 100.5
+        async with Steered(site, **whole).running() as steered:
+            await until(lambda: "d" in steered.gateway.sources and device(steered).number >= 90)
+            old = device(steered)
+            while old.number < 101:
+                await asyncio.sleep(0.001)
+            steered.gateway.become(steered.gateway.settings)  # while the alarm is being raised
+            await until(lambda: len(steered.gateways) == 2)
+            await asyncio.sleep(10)
+            assert [*old.received, *device(steered).received] == [("stop", True)]
+
+    simulated(scenario, tmp_path)
