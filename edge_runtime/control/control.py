@@ -310,10 +310,9 @@ class Control:
                 await self._go_on_without(halted, why, canaries.without(halted, self._book.base, self._book.before))
         elif unsigned := next((each for each in base if self._is_unsigned(each)), None):
             self._done_with[canaries.key(unsigned)] = None  # where it does not work without, the next start tries again
-            made_of = {name: each for name, each in self._book.base.items() if each is not unsigned}
-            await self._go_on_without(
-                unsigned, "it was taken before this gateway joined a site, and nobody has signed it", made_of
-            )
+            made_of = {name: each for name, each in self._book.base.items() if each.serial != unsigned.serial}
+            why = "it was taken before this gateway joined a site, and nobody has signed it"
+            await self._go_on_without(unsigned, why, made_of)
 
     def _is_unsigned(self, held: LayerDocument) -> bool:
         """And signatures are wanted by now. While something is on trial, that is judged first."""
