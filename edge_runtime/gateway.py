@@ -271,6 +271,12 @@ class Gateway:
             return Outcome(outcome="refused", requested=value, cause=f"the device {device} is not read")
         return await source.write(point, value, until_ns=until_ns)
 
+    def show(self, digest: str, safe: bool) -> None:
+        """Says in its birth what it runs."""
+        if self.mesh and (self.mesh.presence.config, self.mesh.presence.safe) != (digest, safe):
+            self.mesh.presence.config, self.mesh.presence.safe = digest, safe
+            self.mesh.refresh()
+
     # --- for who asks ---
 
     def wire(self, name: str, device: config.Device, /) -> Wiring:

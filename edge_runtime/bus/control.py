@@ -121,6 +121,8 @@ class Reported(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     restarts: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
     provenance: dict[str, str] = {}
+    audit: str = ""
+    """Head of its audit log (N:HASH): who keeps it can tell later that the log's end was cut off or written anew."""
     wall_ns: int = 0
     synced: bool = False
 

@@ -54,6 +54,10 @@ class Birth(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Of its key, where the site has an authority."""
     agreement: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Its half of the keys for tasks and replies; new with each start."""
+    config: str = ""
+    """Hash of the configuration that it runs."""
+    safe: bool = False
+    """It is in safe mode: it runs what worked last, or nothing but broker and control."""
     uptime_s: Seconds = 0.0
     """In the mesh; of two gateways with one name the one that is longer there keeps it."""
 

@@ -128,9 +128,7 @@ def _take_configuration(args: argparse.Namespace, identity: Identity | None, fil
         return
     site = identity.site if identity else args.site
     found, where = asyncio.run(_kept(_plan(args, site, identity), args.old))
-    settings = {key: value for key, value in found.items() if key not in NOT_TAKEN}
-    settings |= {"site": site, "gateway": args.old, "data_dir": DATA}
-    settings = _referring(settings, ())
+    settings = taken(found, site, args.old)
     text = _text(args.old, where, settings)
     config.load(text, Registry())
     files.write(file, text.encode())
@@ -138,6 +136,13 @@ def _take_configuration(args: argparse.Namespace, identity: Identity | None, fil
     for key in (each for each in NOT_TAKEN if each in found):
         told = json.dumps(found[key])
         steps.say("configuration", "left", f"{key}: it said {told}", f"write it into {file} if that is still right")
+
+
+def taken(found: dict[str, Any], site: str, name: str) -> dict[str, Any]:
+    """What of a reported configuration becomes that of the new hardware."""
+    settings = {key: value for key, value in found.items() if key not in NOT_TAKEN}
+    referring: dict[str, Any] = _referring(settings | {"site": site, "gateway": name, "data_dir": DATA}, ())
+    return referring
 
 
 def _plan(args: argparse.Namespace, site: str, identity: Identity | None) -> Plan:

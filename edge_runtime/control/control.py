@@ -76,6 +76,7 @@ class Control:
     ) -> None:
         origin, identity = steering.origin, steering.identity
         self._origin, self._book, self._gateway, self._link = origin, steering.book, gateway, link
+        self._audit = steering.audit
         self._identity, self._schemas, self._clock, self._log = identity, schemas, clock, log
         self._reporting = Reporting(link, identity, self._to_repeat, dice, log)
         self.trying = Trying(origin, steering.book, steering.audit, gateway, schemas, link.gateway, self._say, log)
@@ -371,6 +372,8 @@ class Control:
         effective, book = self.trying.effective, self._book
         if self.trying.safe:
             more = {"mode": "safe", "cause": self._origin.start.why, **more}
+        self._gateway.show(effective.hash, self.trying.safe)
+        more = {"audit": str(self._audit.head), **more}
         now, shown = self._clock.now(), self._shown(effective)
         self._reporting.say(report(self._link.gateway, state, effective, book.layers, now, config=shown, **more))
 

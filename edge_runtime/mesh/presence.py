@@ -67,7 +67,8 @@ class Presence:
         self.endpoints: tuple[Endpoint, ...] = ()
         """Where our broker listens, or would; `refresh` after a change, as with all that stands in the birth."""
         self.accelerators: tuple[str, ...] = ()
-        self.fingerprint = ""
+        self.fingerprint = self.config = ""
+        self.safe = False
         self._link, self._settings, self._mesh = link, settings, mesh
         self._offers, self._needs, self._load = offers, needs, load
         self._clock, self._dice, self._log, self._on_gone = clock, dice, log, on_gone
@@ -169,6 +170,8 @@ class Presence:
             offers=self._offered(),
             accelerators=self.accelerators,
             fingerprint=self.fingerprint,
+            config=self.config,
+            safe=self.safe,
             agreement=self._link.sealing.public if self._link.sealing is not None else "",
             uptime_s=self.uptime_s,
         )

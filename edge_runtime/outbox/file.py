@@ -41,8 +41,8 @@ class Books(msgspec.Struct, frozen=True):
 
 
 class OutboxFile:
-    """`wal_bytes` is what the WAL may grow to; the cap holds for database, WAL and shared memory together. `size_bytes_max` is that
-    of the settings; while they are on trial, that of the settings which may come back holds where it is larger (`know`)."""
+    """`wal_bytes` is what the WAL may grow to; the cap holds for database, WAL and shared memory together. `size_bytes_max` is
+    that of the settings; while they are on trial, that of the settings which may come back holds where it is larger (`know`)."""
 
     def __init__(self, disk: Disk, path: Path, clock: Clock, *, size_bytes_max: int, wal_bytes: int) -> None:
         self._disk, self._path, self._clock, self._size_bytes_set = disk, path, clock, size_bytes_max

@@ -329,8 +329,7 @@ class Changes:
         mode = gateway.settings.broker.mode if gateway else None
         control = gateway.control.refused if gateway and gateway.control else None
         parts = {name: each.cause for name, each in gateway.parts().items() if each.phase != "ok"} if gateway else None
-        modes = [(each.mode, each.hash[:6]) for each in self.person.reports.values()]
-        return f"{modes}, on trial {bool(self.expected.trial)}, reports {reports}, broker {mode}, refused {control}, parts {parts}"
+        return f"on trial {bool(self.expected.trial)}, reports {reports}, broker {mode}, refused {control}, parts {parts}"
 
 
 def check(run: Changes) -> None:

@@ -22,8 +22,8 @@ FORMAT_1 = Path(__file__).parent.parent / "data" / "outbox-format-1.sql"
 """Written by the last version of that format: seven results of which 1 and 2 were delivered everywhere, seven events, six samples
 of which one was refused, a journal with two samples, a pipeline at row 3."""
 FORMAT_2 = FORMAT_1.with_name("outbox-format-2.sql")
-"""One result, a journal with four samples of `plc` and two of `box`; of the pipelines, `wear` needs row 3 and what follows, `heat`
-row 2, and `raw` has committed nothing."""
+"""One result, a journal with four samples of `plc` and two of `box`; of the pipelines, `wear` needs row 3 and what follows,
+`heat` row 2, and `raw` has committed nothing."""
 EPOCH = "8c3a7f534de4344f"
 OLD_SINKS = {"cloud": KINDS, "local": [Lane.RESULT]}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outboxes import SINKS, accounted, draft, everything, gaps_of, opened, sample, texts
+from outboxes import SINKS, STAMP, accounted, draft, everything, gaps_of, opened, sample, texts
 
 from edge_runtime.outbox import gaps, intervals, tables
 from edge_runtime.outbox.batch import Position
@@ -20,7 +20,7 @@ from edge_runtime.outbox.database import SIDE_FILES, FileDisk, Trouble
 from edge_runtime.outbox.room import BATCH_SHARE, PURGE_ROWS_MAX
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import Database
-from edge_runtime.records import KINDS, Lane, Record
+from edge_runtime.records import KINDS, Lane, Record, Sample
 
 MIB = 2**20
 
@@ -352,13 +352,14 @@ def test_the_journal_leaves_room_for_the_results_that_free_it(tmp_path: Path) ->
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_a_cap_made_smaller_evicts_records_and_keeps_what_sources_were_told_to_be_accepted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [400, 2_100, 3_000, 9_000])
+def test_a_cap_made_smaller_evicts_records_and_keeps_what_sources_were_told_to_be_accepted(tmp_path: Path, length: int) -> None:
     path = tmp_path / "outbox.db"
     more: dict[str, Any] = {"journal_rows_max": 10**6, "pipelines": {"p": "plc"}}
 
     async def scenario() -> None:
         async with opened(path, size_bytes_max=64 * MIB, **more) as store:
-            await store.journal("plc", [sample(n, f"{n}" * 500) for n in range(2_000)])
+            await store.journal("plc", [Sample("plc", STAMP, ("x" * length,), message_id=str(n)) for n in range(2_000)])
             await fill(store, Lane.SAMPLE, 2_000, 1_000)
             await fill(store, Lane.RESULT, 100, 100)
         async with opened(path, size_bytes_max=MIB, **more) as store:

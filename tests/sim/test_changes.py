@@ -22,7 +22,7 @@ from edge_runtime.testing.changes import Outcome, crash, simulate
 from edge_runtime.testing.expected import Broken
 from edge_runtime.testing.wishes import SPARE, Patch, everything, external, file, threshold
 
-SEEDS = int(os.environ.get("EDGE_CHANGES_SEEDS", "40"))
+SEEDS = int(os.environ.get("EDGE_CHANGES_SEEDS", "20"))
 FIRST = int(os.environ.get("EDGE_CHANGES_SEED_FIRST", "0"))
 POINTS_MIN = {"threshold": 150, "everything": 250}
 

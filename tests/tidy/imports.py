@@ -75,7 +75,10 @@ LEVELS: dict[str, int] = {
 ONLY: dict[str, tuple[str, ...]] = {
     "receiver": ("outbox", "bus", "address", "ports", "records"),
     "trust": ("document", "saying", "ports", "records"),
-    "control": ("outbox", "bus", "board", "trust", "address", "references", "config", "crosschecks", "adapter", "document", "saying", "ports", "records"),
+    "control": (
+        *("outbox", "bus", "board", "trust", "address", "references", "config", "crosschecks", "adapter"),
+        *("document", "saying", "ports", "records"),
+    ),
 }
 """Rooms that stand further apart than their level says: the receiver is the cloud's end, it knows no gateway; trust knows no
 gateway either; control steers through ports, it knows neither mesh nor pipelines."""

@@ -55,7 +55,8 @@ def test_nobody_gets_more_than_the_site_or_writes_with_an_open_end() -> None:
 def test_every_topic_of_ours_may_be_written_by_somebody() -> None:
     """A topic that is new in topics.py must be thought of in acl.py, or nobody can use it where there is a site."""
     roster = Roster(VERSION, "s", 1, (member("press", "gateway"), member("alice", "engineer")), ())
-    written = [line.split(" ")[2] for lines in sections(acl("s", roster, "press")).values() for line in lines if " write " in line]
+    found = sections(acl("s", roster, "press")).values()
+    written = [line.split(" ")[2] for lines in found for line in lines if " write " in line]
     for topic, _, _ in topics.TOPICS:
         shape = re.sub(r"\{[a-z]+\}", "+", f"edge/s/{topic}")
         named = shape.replace("brokers/+", "brokers/press")  # no pattern: people and receivers have no brokers

@@ -148,10 +148,15 @@ def test_an_invalid_file_starts_with_what_worked_and_takes_a_fix(tmp_path: Path)
             assert report.mode == "safe"
             assert [each.path for each in report.errors] == ["devices.d.period_s"]
             assert [*steered.gateway.sources] == ["d", "e"]  # the last good one runs
+            assert steered.gateway.mesh is not None
+            assert steered.gateway.mesh.presence.safe  # and its birth says so
+            assert report.audit.partition(":")[0].isdigit()
             assert site.events("configuration_fault")
             await steered.want(patch={"devices": {"d": {"period_s": 0.5}}})
             report = await steered.reported("active")
             assert report.mode == "normal"
+            assert not steered.gateway.mesh.presence.safe
+            assert steered.gateway.mesh.presence.config == report.hash
             assert steered.gateway.settings.devices["d"].period_s == 0.5
 
     simulated(scenario, tmp_path)

@@ -1,4 +1,4 @@
-"""What was accepted is there when a change is taken back, and a smaller cap neither stops a start nor takes an acknowledged sample."""
+"""What was accepted is there when a change is taken back; a smaller cap stops no start and takes no acknowledged sample."""
 
 from __future__ import annotations
 
