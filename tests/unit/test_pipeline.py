@@ -389,10 +389,10 @@ def test_a_state_of_another_version_is_told_and_not_fatal(tmp_path: Path, monkey
             await site.acknowledged(5)
         position = Store.position
 
-        async def strange(self: Store, pipeline: str) -> Any:
+        async def strange(self: Store, pipeline: str, device: str) -> Any:
             import msgspec
 
-            found = await position(self, pipeline)
+            found = await position(self, pipeline, device)
             return found and msgspec.structs.replace(found, state=b'{"windowing": 7}')
 
         monkeypatch.setattr(Store, "position", strange)
