@@ -27,6 +27,7 @@ from worlds import Site, simulated, until
 
 from edge_runtime import config
 from edge_runtime.bus import topics
+from edge_runtime.control.layers import layer_name
 from edge_runtime.mesh.sealing import BIRTH, Sealing
 from edge_runtime.ports import Address, BrokerError, EdgeError
 from edge_runtime.testing.fence import Fence
@@ -231,8 +232,9 @@ def count(gateway: Any, counted: Counter[str]) -> None:
 async def ends_well(steered: Steered, attacker: Attacker) -> None:
     """Whatever is in force now: a document that is valid, and newer, is taken."""
     for target in ("group/default", "group/presses", "gw/g"):
-        attacker.revision += 1_000_003 * 2_000_000
-        document: dict[str, Any] = {"target": target, "revision": attacker.revision, "trial_s": 1}
+        held = steered.lifetime.book.layers.get(layer_name(target))
+        revision = (held.revision or 0 if held else 0) + 1
+        document: dict[str, Any] = {"target": target, "revision": revision, "trial_s": 1}
         document |= {"config": {**CONFIG, "log": {"level": "info"}}} if target == "gw/g" else {"patch": {}}
         payload = json.dumps(document).encode()
         signed = attacker.alice.sign(payload, "desired") if attacker.alice else payload
