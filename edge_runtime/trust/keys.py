@@ -31,7 +31,7 @@ def require() -> None:
     try:
         import cryptography  # noqa: F401
     except ModuleNotFoundError:
-        raise EdgeError("a site needs the package cryptography", "pip install 'edge-runtime[site]'") from None
+        raise EdgeError("a site needs the package cryptography", "pip install cryptography") from None
 
 
 def fingerprint(public: bytes) -> str:
