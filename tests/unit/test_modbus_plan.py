@@ -215,8 +215,11 @@ def test_a_point_larger_than_a_block_is_unusable() -> None:
 
 def test_what_the_guide_declares_is_valid() -> None:
     text = (Path(__file__).parents[2] / "docs" / "guide-modbus.md").read_text()
-    (sample,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    for device in yaml.safe_load(sample)["devices"].values():
+    samples = [yaml.safe_load(sample) for sample in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    devices = [device for sample in samples for device in sample.get("devices", {}).values()]
+    devices += [{"options": {"host": "h"}, "points": sample["points"]} for sample in samples if "points" in sample]
+    assert len(devices) == 3
+    for device in devices:
         points = [Point.model_validate(each) for each in device["points"]]
         assert Modbus.describe(Options.model_validate(device["options"]), points)
 
