@@ -3,7 +3,7 @@
 | verb     | args                            | what it does                                                              |
 |----------|---------------------------------|---------------------------------------------------------------------------|
 | write    | point: DEVICE/POINT, value      | writes once, reads back: verified, written, refused, failed, unknown      |
-| reload   | model                           | opens the model of these files anew, in every pipeline that uses it       |
+| reload   | model, version: before          | opens the model anew, in every pipeline that uses it; or the one before it |
 | restart  | part: "device press", ...       | stops and starts one part; "everything" builds all of it anew             |
 | drain    | limit_s, resume                 | takes no more tasks, and tells when everything is delivered               |
 | rollback |                                 | the last good configuration goes on trial                                 |
@@ -31,6 +31,7 @@ from edge_runtime.control.layers import FILE
 from edge_runtime.control.redaction import redacted
 from edge_runtime.control.steering import Steering
 from edge_runtime.document import closest
+from edge_runtime.inference.shelf import Shelf
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.pipeline.pipeline import Pipeline
@@ -47,6 +48,9 @@ IN_FORCE_BYTES_MAX = 100_000
 """Of a document in a reply, in which each quotation mark takes two bytes and more."""
 
 KINDS = ("device", "pipeline", "sink")
+
+READY_S, READY_S_MAX = 0.1, 20.0
+"""Between two looks whether a model is open again; and at most."""
 
 ANSWER_S = 1.0
 """Until everything is built anew: the answer would be lost with the connection that it needs."""
@@ -104,17 +108,45 @@ async def _write(gateway: Gateway, asked: Asked) -> Done:
 
 
 async def _reload(gateway: Gateway, asked: Asked) -> Done:
-    if wrong := _unknown(asked, "model"):
+    if wrong := _unknown(asked, "model", "version"):
         return wrong
-    model = asked.args.get("model")
+    model, version = asked.args.get("model"), asked.args.get("version")
+    if version not in (None, "before") or (version and not isinstance(model, str)):
+        return _refused("`version` is `before`, of one `model`", '{"model": "wear", "version": "before"}')
     using = [name for name, each in gateway.settings.pipelines.items() if each.model is not None and model in (each.model, None)]
     if not using:
         known = dict.fromkeys(each.model for each in gateway.settings.pipelines.values() if each.model)
         return _refused(f"no pipeline uses a model {model!r}", closest(str(model), list(known), "in use are"))
     control = _control(gateway)
+    if version:
+        await _exchange(gateway, str(model))
     for name in using:
         await control.restart("pipeline", name)
-    return Done(outcome="done", result={"pipelines": using})
+    causes = {name: cause for name in using if (cause := await _ready(gateway, name))}
+    if causes:
+        return Done(outcome="failed", cause="; ".join(f"pipeline {name}: {cause}" for name, cause in causes.items()))
+    return Done(outcome="done", result={"pipelines": using, "models": [gateway.pipelines[name].model_name for name in using]})
+
+
+async def _exchange(gateway: Gateway, model: str) -> None:
+    """On a thread: the files are read, and their hashes compared."""
+    worker = gateway.world.new_worker("models")
+    try:
+        await worker.run(Shelf(gateway.folder / gateway.settings.models_dir).exchange, model)
+    finally:
+        worker.abandon()
+
+
+async def _ready(gateway: Gateway, name: str) -> str:
+    """ "", or why the pipeline does not run."""
+    deadline_s = asyncio.get_running_loop().time() + READY_S_MAX
+    while (pipeline := gateway.pipelines.get(name)) is not None and not pipeline.ready:
+        if pipeline.state.cause:
+            return pipeline.state.cause
+        if asyncio.get_running_loop().time() > deadline_s:
+            return f"its model is not open after {READY_S_MAX:g} s"
+        await asyncio.sleep(READY_S)
+    return "" if pipeline is not None else "it is gone"
 
 
 async def _restart(gateway: Gateway, asked: Asked) -> Done:

@@ -7,6 +7,8 @@ the one that its manifest names.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +21,9 @@ from edge_runtime.ports import EdgeError
 
 FETCHED, BEFORE = ".fetched", ".before"
 MODEL_BYTES_MAX = 2**30
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
 SPARE_BYTES = 64 * 2**20
 """That stay free on the disk."""
 
@@ -103,6 +108,17 @@ class Shelf:
             coming.rename(place)
         except OSError as error:
             raise EdgeError(f"{place}: {error.strerror}", "may the gateway write into its models_dir?") from None
+
+    def exchange(self, model: str) -> None:
+        """The one before takes its place, and it the place of the one before: both at once, or nothing (a power cut has no
+        instant between). Raises EdgeError: there is none before, or that one is damaged."""
+        place = self._folder / _checked(model)
+        before = place.with_name(place.name + BEFORE)
+        if not before.is_dir():
+            raise EdgeError(f"there is no model before {model}", f"the folder {before} would hold it")
+        store.load(before)
+        if _libc.renameat2(_AT_FDCWD, bytes(before), _AT_FDCWD, bytes(place), _RENAME_EXCHANGE):
+            raise EdgeError(f"{place}: {os.strerror(ctypes.get_errno())}", "may the gateway write into its models_dir?")
 
     def _coming(self, model: str) -> Path:
         return self._folder / FETCHED / _checked(model)

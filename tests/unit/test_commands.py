@@ -17,6 +17,7 @@ from edge_runtime.bus.control import Command, CommandReply
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import commands
 from edge_runtime.control.audit_check import entries
+from edge_runtime.inference.shelf import Shelf
 from edge_runtime.outbox.database import open_read_only
 from edge_runtime.testing.adapter import Faulty
 
@@ -331,3 +332,33 @@ def test_everything_is_restarted_after_the_answer(tmp_path: Path) -> None:
         await until(lambda: steered.gateway.started.is_set())
 
     commanded(scenario, tmp_path)
+
+
+def test_a_model_is_opened_anew_or_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped: list[str] = []
+    monkeypatch.setattr(Shelf, "exchange", lambda _self, model: swapped.append(model))
+
+    async def scenario(site: Site) -> None:
+        whole = settings()
+        whole["devices"]["d"]["points"] = [{"name": "a"}, {"name": "b"}]
+        whole["pipelines"]["p"] = {"device": "d", "window": {"count": 1}, "model": "m"}
+        async with Steered(site, **whole).running() as steered:
+            await until(lambda: "p" in steered.gateway.pipelines and steered.gateway.pipelines["p"].ready)
+            person = Person(steered)
+            await asyncio.sleep(0.5)
+            pipeline = steered.gateway.pipelines["p"]
+            reply = await person.ask("reload", args={"model": "m"})
+            assert (reply.outcome, reply.result["pipelines"]) == ("done", ["p"])
+            assert steered.gateway.pipelines["p"] is not pipeline
+            assert swapped == []
+            reply = await person.ask("reload", "two", args={"model": "m", "version": "before"})
+            assert reply.outcome == "done"
+            assert swapped == ["m"]
+            assert (await person.ask("reload", "three", args={"model": "m", "version": "7"})).outcome == "refused"
+            site.models.faults.refuse = "its file is damaged"
+            reply = await person.ask("reload", "four", args={"model": "m"})
+            assert reply.outcome == "failed"
+            assert "its file is damaged" in reply.cause
+            person.close()
+
+    simulated(scenario, tmp_path)

@@ -125,3 +125,21 @@ def test_messages_are_checked() -> None:
     for garbage in (b"", b"\xff" * 10, b"x" * (FRAME_BYTES_MAX + 1)):
         with pytest.raises(BadMessage):
             unpack(garbage, Chunk)
+
+
+def test_the_one_before_takes_its_place_and_back(tmp_path: Path) -> None:
+    place, before = tmp_path / MODEL, tmp_path / f"{MODEL}{shelf.BEFORE}"
+    for folder, words in ((place, "new"), (before, "old")):
+        shutil.copytree(store.shipped() / "shuttle-anomaly", folder)
+        (folder / "README.md").write_text(words)
+    for words in ("old", "new"):
+        Shelf(tmp_path).exchange(MODEL)
+        assert (place / "README.md").read_text() == words
+    artefact = next(before.glob("*.tflite"))
+    artefact.write_bytes(artefact.read_bytes()[:-1])  # a damaged one stays where it is
+    with pytest.raises(EngineError):
+        Shelf(tmp_path).exchange(MODEL)
+    assert (place / "README.md").read_text() == "new"
+    shutil.rmtree(before)
+    with pytest.raises(EdgeError, match="no model before"):
+        Shelf(tmp_path).exchange(MODEL)
