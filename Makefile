@@ -25,7 +25,7 @@ bench: $(VENV)/.dev system  ## Measure, and print a table of ratios
 
 soak: $(VENV)/.dev system  ## Campaigns at full length (EDGE_SEEDS=3000 EDGE_FLEET_SEEDS=3000 EDGE_CHANGES_SEEDS=1000 EDGE_KILLS=50 EDGE_OUTAGE_S=35)
 	EDGE_SEEDS=$(or $(EDGE_SEEDS),3000) EDGE_FLEET_SEEDS=$(or $(EDGE_FLEET_SEEDS),3000) \
-	  EDGE_CHANGES_SEEDS=$(or $(EDGE_CHANGES_SEEDS),1000) $(BIN)/pytest -s $(ARGS) tests/sim
+	  EDGE_CHANGES_SEEDS=$(or $(EDGE_CHANGES_SEEDS),1000) EDGE_CHANGES_EVERY=1 $(BIN)/pytest -s $(ARGS) tests/sim
 	EDGE_FUZZ=$(or $(EDGE_FUZZ),100000) $(BIN)/pytest -s --timeout 3600 $(ARGS) tests/unit/test_fuzz_gateway.py
 	EDGE_FLOOD_S=10 $(BIN)/pytest -s $(ARGS) tests/integration/test_attacker.py -k floods
 	$(BIN)/pytest -m soak -s $(ARGS) tests
