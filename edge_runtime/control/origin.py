@@ -114,6 +114,13 @@ def _of_book(book: Book, origin: Origin, schemas: Schemas, wrong: EdgeError | No
     if start.text is not None:  # where it was reached before: a document may have brought it to another broker than the file's
         settings, effective = reduced(msgspec.json.decode(start.text))
     if settings.broker.mode == "none" or settings.site == UNNAMED:
+        if start.mode == "bare" and start.text is not None and not isinstance(wrong, BadLayers):
+            # Nobody could reach it in safe mode, and a line that stands still for good is worse than one that starts again.
+            effective = of_text(start.text, origin.base, documents(book))
+            try:
+                return replace(origin, start=start, settings=validated(effective, schemas), effective=effective)
+            except BadLayers as error:
+                wrong = error
         raise wrong if isinstance(wrong, ConfigError) else ConfigError(_problems(wrong, start))
     return replace(origin, start=start, settings=settings, effective=effective, kept=active(book, schemas))
 

@@ -174,3 +174,24 @@ def test_without_anything_that_works_there_are_broker_and_control(tmp_path: Path
             await until(lambda: steered.gateway.sources["d"].state.phase == "connected")
 
     simulated(scenario, tmp_path)
+
+
+def test_a_crash_loop_of_a_gateway_that_nobody_reaches_goes_on_as_it_is(tmp_path: Path) -> None:
+    """Safe mode is for who can be told of it: a line that stands still for good is worse than one that starts again."""
+
+    async def scenario(site: Site) -> None:
+        alone = {**DEVICES, **PIPELINES, "broker": {"mode": "none"}}
+        for _ in range(8):
+            steered = Steered(site, **alone)
+            life = steered.begin()
+            await until(lambda steered=steered: steered.gateways and steered.gateway.started.is_set())  # type: ignore[misc]
+            assert [*steered.gateway.sources] == ["d", "e"]
+            steered.lifetime.book.ended = _not  # type: ignore[method-assign]
+            steered.lifetime.stop()  # as after a kill -9: the book does not hear of it
+            await life
+
+    simulated(scenario, tmp_path)
+
+
+async def _not() -> None:
+    return
