@@ -24,7 +24,7 @@ from edge_runtime.testing.wishes import SPARE, Patch, everything, external, file
 
 SEEDS = int(os.environ.get("EDGE_CHANGES_SEEDS", "20"))
 FIRST = int(os.environ.get("EDGE_CHANGES_SEED_FIRST", "0"))
-EVERY = int(os.environ.get("EDGE_CHANGES_EVERY", "3"))
+EVERY = int(os.environ.get("EDGE_CHANGES_EVERY", "5"))
 """Each so-manyth statement is crashed before (an odd number: both kinds have their turn); in `make soak` each one."""
 POINTS_MIN = {"threshold": 150, "everything": 250}
 
