@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -42,6 +43,9 @@ from edge_runtime.mesh.answering import Answering
 from edge_runtime.mesh.asking import Asking
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.ports import Address, EdgeError
+
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+"""As a gateway's log is: at debug each task says where it is."""
 
 HERE = Path(__file__).parent
 MODEL = "shuttle-anomaly"
