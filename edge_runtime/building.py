@@ -304,8 +304,8 @@ class Builder:
         if identity is None:
             return None
         keeping = Keeping(mesh.link, identity, note, lambda: world.new_worker("roster"), world.dice, self._log)
-        keeping.changed += [mesh.refresh_roster, self._bus.leave_revoked]
         renewing = Renewing(mesh.link, identity, note, lambda: world.new_worker("renewal"), world.clock, self._log)
+        keeping.changed += [mesh.refresh_roster, self._bus.leave_revoked, renewing.look]
         mesh.link.joined += [keeping.joined, renewing.joined]
         return keeping, renewing
 
@@ -320,21 +320,29 @@ class Builder:
             log=self._log,
         )
         mesh.link.joined.append(control.joined)
-        neighbours = self._neighbours(steering.identity, mesh)
+        neighbours = self._neighbours(steering.identity, mesh, control)
         mesh.link.joined.append(neighbours.joined)
+        control.calling.then.append(neighbours.repeat)
         control.services["control neighbours"] = neighbours.run
         return control
 
-    def _neighbours(self, identity: Identity | None, mesh: Mesh) -> Neighbours:
+    def _neighbours(self, identity: Identity | None, mesh: Mesh, control: Control) -> Neighbours:
         world, file = self._world, NeighboursFile(self._world.new_disk(NEIGHBOURS_PAGES), self.data_dir / NEIGHBOURS)
         return Neighbours(
-            mesh.link, identity, lambda: self._settings, file, lambda: world.new_worker("neighbours"), world.dice, self._log
+            mesh.link,
+            identity,
+            lambda: self._settings,
+            file,
+            lambda: world.new_worker("neighbours"),
+            lambda: control.waits,
+            world.dice,
+            self._log,
         )
 
     def commands(
-        self, steering: Steering, verbs: Mapping[str, Verb], settings: Callable[[], config.Config], mesh: Mesh
+        self, steering: Steering, verbs: Mapping[str, Verb], settings: Callable[[], config.Config], mesh: Mesh, control: Control
     ) -> Commands:
-        return Commands(steering, settings, mesh.link, verbs, self._world.clock, self._log)
+        return Commands(steering, settings, mesh.link, verbs, self._world.clock, control.calling.call, self._log)
 
     def offer(self) -> None:
         """To the peers: the models of its own pipelines, as they run them, and those that it only offers."""

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from edge_runtime.control.trial import OK, STARTING, Part
+from edge_runtime.config import Config
+from edge_runtime.control.control import Control
+from edge_runtime.control.trial import CALLED, OK, STARTING, Part
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.store import Store
@@ -17,6 +19,19 @@ from edge_runtime.sources.supervisor import Source
 KINDS = {"source": "device", "pipeline": "pipeline", "delivery": "sink"}
 """Of a service -> of the part."""
 
+UNCALLED = Part(
+    "failed",
+    "nobody who may steer it has spoken to it on this broker: publish the document there, too, or any command "
+    "(`edge-runtime config apply` does it)",
+)
+
+
+class Pages(Protocol):
+    """What is read, of watching.Watching."""
+
+    served: bool
+    cause: str
+
 
 class Gateway(Protocol):
     """What is read, of gateway.Gateway."""
@@ -25,6 +40,9 @@ class Gateway(Protocol):
     pipelines: dict[str, Pipeline]
     deliveries: dict[str, Delivery]
     mesh: Mesh | None
+    control: Control | None
+    pages: Pages | None
+    settings: Config
     store: Store
     started: asyncio.Event
 
@@ -40,7 +58,9 @@ def parts(gateway: Gateway, since_s: float) -> dict[str, Part]:
     found |= {f"sink {name}": _sink(delivery) for name, delivery in gateway.deliveries.items()}
     if gateway.mesh:
         found["broker"] = found["mesh"] = _broker(gateway.mesh)
-    found |= {"outbox": _outbox(gateway.store, gateway.started.is_set()), "control": OK, "metrics": OK}
+    found |= {"outbox": _outbox(gateway.store, gateway.started.is_set()), "control": OK, "metrics": _metrics(gateway)}
+    if gateway.control:
+        found[CALLED] = OK if gateway.control.calling.called else UNCALLED
     for service, failure in gateway.failures.items():
         if failure.at_s >= since_s:
             kind, _, name = service.partition(" ")
@@ -75,6 +95,12 @@ def _outbox(store: Store, is_open: bool) -> Part:
     if store.state.trouble:
         return Part("failed", store.state.cause)
     return OK if is_open else STARTING
+
+
+def _metrics(gateway: Gateway) -> Part:
+    if gateway.settings.metrics is None or gateway.pages is None or gateway.pages.served:
+        return OK
+    return Part("failed", gateway.pages.cause) if gateway.pages.cause else STARTING
 
 
 def _broker(mesh: Mesh) -> Part:

@@ -42,6 +42,11 @@ class Broker(Section):
         description="hosted and auto: the address of this machine that it listens on. 0.0.0.0 (or ::): every one; "
         "then whoever is on the network may read and write",
     )
+    people_listen: str = Field(
+        "",
+        description="hosted and auto, with a site: host:port where people of it come with name and password (over TLS; "
+        "`edge-runtime site person --password`) in the place of a certificate, as 0.0.0.0:8884; default: nowhere",
+    )
     program: Literal["auto", "mosquitto", "iotcore"] = Field(
         "auto", description="hosted, auto: the program; `auto` takes mosquitto where it is installed, else the embedded iotcore"
     )
@@ -87,8 +92,11 @@ class Control(Section):
         examples=[["presses"]],
     )
     trial_s: Seconds = Field(60.0, description="A new configuration that is not healthy by then is taken back")
-    require_signature: bool = Field(
-        True, description="With a site: configuration and commands must be signed by a person of the site who may give them"
+    require_signature: bool | list[Literal["engineer", "operator"]] = Field(
+        True,
+        description="With a site: configuration and commands must be signed by a person of the site who may give them. A list: "
+        "only what is the word of these roles (`[engineer]`: configuration; a command counts as the broker's access rules let it "
+        "pass, and nobody knows who gave it)",
     )
     from_network: bool = Field(
         False,

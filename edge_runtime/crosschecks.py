@@ -34,7 +34,16 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _rules(doc, ("pipelines", name))
         found += _window(doc, ("pipelines", name))
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
-    return found + list(_connected(doc)) + list(_brokers(doc)) + list(_hosted(doc)) + list(_mesh(doc)) + list(_metrics(doc))
+    return (
+        found
+        + list(_connected(doc))
+        + list(_brokers(doc))
+        + list(_hosted(doc))
+        + list(_passwords(doc))
+        + list(_signatures(doc))
+        + list(_mesh(doc))
+        + list(_metrics(doc))
+    )
 
 
 def _connected(doc: Document) -> Iterator[Problem]:
@@ -201,6 +210,39 @@ def _hosted(doc: Document) -> Iterator[Problem]:
             yield doc.problem(("broker", "url"), "a broker that we host has no TLS and no passwords", value=url, hint=hint)
 
 
+def _passwords(doc: Document) -> Iterator[Problem]:
+    """A place of its own, of a broker that we host and that knows TLS. Whether there is a site, shows when it starts."""
+    here: Path = ("broker", "people_listen")
+    listen = doc.at(here)
+    if not isinstance(listen, str) or not listen:
+        return
+    if doc.at(("broker", "mode")) not in ("hosted", "auto"):
+        hint = "broker.mode: hosted or auto; an external broker has users and passwords of its own"
+        yield doc.problem(here, "goes with a broker that this gateway hosts", value=listen, hint=hint)
+    if doc.at(("broker", "program")) == "iotcore":
+        hint = "broker.program: mosquitto or auto"
+        yield doc.problem(here, "needs TLS, and iotcore lets everybody in", value=listen, hint=hint)
+    try:
+        host, port = listener(listen)
+    except BadAddress as error:
+        yield doc.problem(here, error.cause, value=listen, hint="0.0.0.0:8884: every address of this machine")
+        return
+    if host != "localhost" and not _is_address(host):
+        yield doc.problem(here, "is no address", value=listen, hint="an address of this machine, or 0.0.0.0: 0.0.0.0:8884")
+    with contextlib.suppress(BadAddress):  # that is said elsewhere
+        if port in (0, address(str(doc.at(("broker", "url")) or "mqtt://127.0.0.1")).port):
+            yield doc.problem(here, "needs a port of its own", value=listen, hint="not that of broker.url: 8884")
+
+
+def _signatures(doc: Document) -> Iterator[Problem]:
+    """Who may configure may allow everything that can be commanded: to sign the lesser word alone protects nothing."""
+    here: Path = ("control", "require_signature")
+    wanted = _list(doc.at(here))
+    if "operator" in wanted and "engineer" not in wanted:
+        hint = "[engineer], or true for both: an engineer's word may do all that an operator's may"
+        yield doc.problem(here, "wants commands signed, and configuration not", value=wanted, hint=hint)
+
+
 def _mesh(doc: Document) -> Iterator[Problem]:
     """It has a broker to meet on; `auto` has others to find it with; every place of a peer is one."""
     mode = doc.at(("broker", "mode")) or "none"
@@ -235,6 +277,9 @@ def _metrics(doc: Document) -> Iterator[Problem]:
         with contextlib.suppress(BadAddress):  # that is said elsewhere
             if port == address(str(doc.at(("broker", "url")) or "mqtt://127.0.0.1")).port:
                 yield doc.problem(here, "is the port of our broker (broker.url)", value=listen, hint="take another one: 9464")
+        passwords = doc.at(("broker", "people_listen"))
+        if isinstance(passwords, str) and passwords.rpartition(":")[2] == str(port):
+            yield doc.problem(here, "is the port of our broker (broker.people_listen)", value=listen, hint="another one: 9464")
 
 
 def _is_address(text: str) -> bool:

@@ -59,6 +59,8 @@ class Gateway:
     keeping: Keeping | None = None
     """Of the site's roster; None: there is no site."""
     renewing: Renewing | None = None
+    pages: condition.Pages | None = None
+    """For whoever wants to know how it is; None: nobody does."""
     kept: config.Config | None = None
     """While `settings` are on trial: those that may come back. What waits on the disk for their sinks and pipelines stays."""
     left: Sequence[Due] = ()
@@ -123,7 +125,7 @@ class Gateway:
         services = dict(mesh.services)
         if self.steering:
             self.control = self._builder.control(self.steering, self, mesh)
-            self.commands = self._builder.commands(self.steering, verbs(self), lambda: self.settings, mesh)
+            self.commands = self._builder.commands(self.steering, verbs(self), lambda: self.settings, mesh, self.control)
             services |= {**self.control.services, "commands": self.commands.run}
             self.keeping, self.renewing = self._builder.belonging(self.steering, mesh) or (None, None)
             if self.keeping and self.renewing:
@@ -301,13 +303,14 @@ class Gateway:
 
     def _watch(self) -> None:
         """Who wants to know how it is, wants to know also while there is no disk."""
+        self.pages = None
         if self.settings.metrics is None and self.world.systemd is None:
             return
         from edge_runtime.watching.watching import Watching  # megabytes and milliseconds that others need not pay
 
-        watching = Watching(self, self._log).services
-        self._watchers = tuple(watching)
-        for name, service in watching.items():
+        self.pages = watching = Watching(self, self._log)
+        self._watchers = tuple(watching.services)
+        for name, service in watching.services.items():
             self._services.keep(name, service)
 
     async def _unless_stopped(self, work: Awaitable[None]) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import json
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -29,7 +30,7 @@ from edge_runtime.mesh import announcing
 from edge_runtime.ports import Announcement, EdgeError, Endpoint, Offer
 from edge_runtime.records import Inference, Lane, Record, Stamp, Tensor
 from edge_runtime.testing.adapter import Faulty
-from edge_runtime.trust import certificates, desk, envelope, token
+from edge_runtime.trust import certificates, desk, envelope, passwords, token
 from edge_runtime.trust import roster as rosters
 
 SCHEMAS = {"faulty": Faulty}
@@ -72,6 +73,7 @@ def _site() -> Site:
     site.folder_kept = folder  # type: ignore[attr-defined]
     for name, role in (("g", "gateway"), ("alice", "engineer"), ("lost", "viewer")):
         site.member(name, role)  # type: ignore[arg-type]
+    site.authority.set_password("alice", passwords.hashed("alice has a password", b"twelve bytes"))
     site.authority.revoke("lost", "gone")
     return site
 
@@ -114,6 +116,12 @@ def _configured(payload: bytes) -> None:
     config.load(payload.decode("utf-8", "replace"), SCHEMAS)
 
 
+def _listed(payload: bytes) -> None:
+    """And what mosquitto reads of it: a line for each that has a password, whatever stands in it."""
+    for each in rosters.decode(payload).members:
+        assert not each.password or re.fullmatch(r"[A-Za-z0-9_-]+:\$7\$[0-9]+\$[\w+/]{16}\$[\w+/]{86}==", each.password_line)
+
+
 @cache
 def parsers() -> Mapping[str, Parser]:
     site = _site()
@@ -154,7 +162,7 @@ def parsers() -> Mapping[str, Parser]:
         ),
         "envelope": Parser(lambda p: envelope.open(p, "desired", roster, now_s=1), tuple(signed)),
         "unwrap": Parser(lambda p: (envelope.is_signed(p), envelope.unwrap(p)), tuple(signed)),
-        "roster": Parser(rosters.decode, (rosters.encode(roster),)),
+        "roster": Parser(_listed, (rosters.encode(roster),)),
         "signed roster": Parser(lambda p: envelope.open_roster(p, "s", site.authority.public), (site.authority.roster(),)),
         "token": Parser(lambda p: token.read(p.decode("utf-8", "replace")), (token.text(tokens).encode(),)),
         "birth": Parser(lambda p: presence.unpack(p, Birth), tuple(presence.pack(each) for each in births)),

@@ -58,6 +58,7 @@ class Gateway:
         self.link = Link(plant.site.name, name, f"{name}1", self.log)
         self.keeping = Keeping(self.link, identity, self.audit.append, lambda: self.worker, dice, self.log)
         self.renewing = Renewing(self.link, identity, self.audit.append, lambda: self.worker, self.clock, self.log)
+        self.keeping.changed.append(self.renewing.look)
         self.link.joined += [self.keeping.joined, self.renewing.joined]
         self._bus = plant.lan.bus(Fence(name))
         self.connections = 0

@@ -78,8 +78,8 @@ class Steered:
         self._mark = len(self.said)
         await self.publish(topics.desired("s", target), json.dumps(document).encode(), retain=True)
 
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        connection = await self._connect("person")
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, at: str = "127.0.0.1") -> None:
+        connection = await self._connect("person", at)
         await connection.publish(topic, payload, qos=1, retain=retain)
         await connection.close()
 
@@ -88,8 +88,8 @@ class Steered:
         await until(lambda: len(self.said) > self._mark and self.said[-1].state == state, limit_s)
         return self.said[-1]
 
-    async def _connect(self, name: str) -> Any:
-        return await self.site.lan.bus(Fence("g")).connect(Address(host="127.0.0.1", client_id=name), timeout_s=5.0)
+    async def _connect(self, name: str, at: str = "127.0.0.1") -> Any:
+        return await self.site.lan.bus(Fence("g")).connect(Address(host=at, client_id=name), timeout_s=5.0)
 
     async def _listen(self) -> None:
         while True:

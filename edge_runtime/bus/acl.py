@@ -12,11 +12,12 @@ is refused is answered as if it were accepted (MQTT 3.1.1 has no word for it), a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from edge_runtime.bus import topics
 from edge_runtime.trust.roster import Member, Roster, certificate_name
 
+_HEAD = "# Written at every start and with every new roster: changes are lost."
 _NAMED = ("task", "reply", "receipt", "fetch", "chunk")
 """What one sends to another, with its own name at the end."""
 _OWN = (
@@ -45,14 +46,33 @@ DEVICES = "device"
 def acl(site: str, roster: Roster | None, host: str) -> str:
     """The text of the file. `host`: the gateway whose broker it is; where that is, it alone may say. Names are of the form that
     `trust` lets in: none has a wildcard, a space or a line end."""
-    lines = ["# Written at every start and with every new roster: changes are lost.", "", *_everybody(site)]
+    lines = [_HEAD, "", *_everybody(site)]
     members = () if roster is None else roster.members
-    for each in (member.name for member in members if member.role == "device"):
-        lines.append(f"pattern read {each}/#")  # the whole site may: a line for each of it would be members x devices
+    lines += _of_devices(members)
     lines += ["", f"user {host}", f"topic write {topics.brokers(site)}"]
     for member in members:
         lines += ["", f"user {certificate_name(member.name, member.role)}", *_of(member, site)]
     return "\n".join(lines) + "\n"
+
+
+def acl_of_names(site: str, roster: Roster) -> str:
+    """The file for the listener where people come with a password, and the broker knows them as alice, not as person:alice. Each
+    may do there what it may with its certificate. No pattern stands in it: %u would be the name of a gateway."""
+    lines = [_HEAD]
+    everybody = [*_everybody(site), *_of_devices(roster.members)]
+    for member in roster.members:
+        if member.password:
+            who = certificate_name(member.name, member.role)
+            own = (each.replace("pattern ", "topic ", 1).replace("%u", who) for each in everybody)
+            lines += ["", f"user {member.name}", *own, *_of(member, site)]
+    return "\n".join(lines) + "\n"
+
+
+def _of_devices(members: Iterable[Member]) -> Iterator[str]:
+    """The whole site reads them: a line for each of it would be members x devices."""
+    for member in members:
+        if member.role == "device":
+            yield f"pattern read {member.name}/#"
 
 
 def _everybody(site: str) -> Iterator[str]:

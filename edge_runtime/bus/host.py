@@ -20,11 +20,11 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_runtime.bus import listening
-from edge_runtime.bus.acl import acl
+from edge_runtime.bus import listening, mosquitto
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
 from edge_runtime.bus.refusals import Refusals
@@ -39,46 +39,11 @@ PROBE_S = 0.02
 RESTART_S_MAX = 30.0
 STEADY_S = 60.0
 """A broker that lived this long is started again at once."""
-INFLIGHT_MAX = 100
-"""QoS 1 messages that a client may have unacknowledged (mosquitto's default is 20)."""
-MESSAGE_BYTES_MAX = 17 * 2**20
-"""A batch (messages.BATCH_BYTES_MAX) and its topic. iotcore's own default is 20 KiB: it closes the connection beyond it."""
-
-QUEUED_BYTES_MAX = 64 * 2**20
-"""Of QoS 1 that waits for one client, beside `queued_messages_max`: those may be large. Whoever publishes faster than others
-read would fill the memory."""
-
 LOOK_S = 1.0
 """How often the roster, our certificate and the log are looked at."""
 
 _PR_SET_PDEATHSIG = 1
 _PLACES = f"{os.defpath}:/usr/sbin:/usr/local/sbin"
-_MOSQUITTO = """\
-# Written at every start: changes are lost.
-{user}{listeners}
-{access}
-persistence true
-persistence_location {folder}/
-autosave_interval 1
-persistent_client_expiration 30d
-max_queued_messages {queued}
-max_queued_bytes {queued_bytes}
-max_inflight_messages {inflight}
-message_size_limit {size}
-set_tcp_nodelay true
-log_dest stderr
-log_type error
-log_type warning
-"""
-_MEMBERS_ONLY = """\
-cafile {ca}
-certfile {cert}
-keyfile {key}
-tls_version tlsv1.2
-require_certificate true
-use_identity_as_username true
-"""
-"""Of each listener. tls_version is the lowest."""
 
 
 class _State(NamedTuple):
@@ -104,6 +69,7 @@ class BrokerHost:
         self._dice = dice
         self._log = log
         self._listen, self._address = listening.where(settings)
+        self._people = listening.for_passwords(settings)
         self._dress = None if identity is None else Dress(identity)
         self._applied = self._state()
         self._told = 0
@@ -122,10 +88,10 @@ class BrokerHost:
         return self._program
 
     @property
-    def refused_connections(self) -> int:
-        """Clients without a certificate of the site, as mosquitto's log tells, since the start of this gateway. What its access
-        rules refuse is not counted: see refusals.py."""
-        return self._refusals.count
+    def refused_connections(self) -> Mapping[str, int]:
+        """By reason, as mosquitto's log tells, since the start of this gateway. What its access rules refuse is not counted: see
+        refusals.py."""
+        return self._refusals.counts
 
     async def start(self) -> Address:
         """Returns when it accepts MQTT connections. Raises BrokerError: neither program is there, the port is taken, ..."""
@@ -197,6 +163,9 @@ class BrokerHost:
 
     async def _choose(self) -> list[str]:
         wanted = "mosquitto" if self._dress is not None else self._settings.program
+        if self._dress is None and self._people[0]:
+            cause = "broker.people_listen: this gateway belongs to no site: there are no people of it, and no TLS"
+            raise BrokerError(cause, "edge-runtime join TOKEN (see `edge-runtime site`), or leave broker.people_listen out")
         if self._dress is not None and self._settings.program == "iotcore":
             cause = "iotcore lets clients without a certificate in: it cannot serve a gateway that belongs to a site"
             raise BrokerError(cause, "apt-get install mosquitto, and broker.program: mosquitto or auto")
@@ -221,23 +190,10 @@ class BrokerHost:
 
     def _configure(self) -> None:
         """At every start of mosquitto."""
-        listener, access = "", "allow_anonymous true"
-        if self._dress is not None:
-            self._write_access()
-            who = self._dress.identity
-            listener = _MEMBERS_ONLY.format(ca=who.ca_file.resolve(), cert=who.cert_file.resolve(), key=who.key_file.resolve())
-            listener += f"crlfile {self._folder.resolve()}/crl.pem\n" if who.roster.crl else ""
-            access = f"log_type notice\nallow_anonymous false\nacl_file {self._folder.resolve()}/acl"
-        text = _MOSQUITTO.format(
-            user="user root\n" if os.geteuid() == 0 else "",  # else it becomes `mosquitto`, which cannot read our key or folder
-            listeners="\n".join(f"listener {self._address.port} {each}\n{listener}" for each in self._listen),
-            access=access,
-            folder=self._folder.resolve(),
-            queued=self._settings.queued_messages_max,
-            queued_bytes=QUEUED_BYTES_MAX,
-            inflight=INFLIGHT_MAX,
-            size=MESSAGE_BYTES_MAX,
-        )
+        self._write_access()
+        doors = mosquitto.Doors(self._listen, self._address.port, *self._people)
+        identity = None if self._dress is None else self._dress.identity
+        text = mosquitto.configuration(self._settings, doors, self._folder, identity)
         (self._folder / "mosquitto.conf").write_text(text)
 
     def _write_access(self) -> None:
@@ -245,8 +201,9 @@ class BrokerHost:
         if self._dress is not None:
             state, who = self._state(), self._dress.identity
             try:
-                (self._folder / "crl.pem").write_text(who.roster.crl)
-                (self._folder / "acl").write_text(acl(who.site, who.roster, who.name))
+                for name, text in mosquitto.access(who).items():
+                    (self._folder / name).touch(0o600)
+                    (self._folder / name).write_text(text)
             except OSError as error:
                 raise BrokerError(f"{error.filename}: cannot be written: {error.strerror}", "is the disk full?") from None
             self._applied = state
@@ -266,7 +223,7 @@ class BrokerHost:
         waiting = asyncio.create_task(child.wait(), name="broker process")
         try:
             while not (await asyncio.wait([waiting], timeout=LOOK_S))[0]:
-                reason, count = self._refusals.look(), self._refusals.count
+                reason, count = self._refusals.look(), self._refusals.counts.total()
                 if reason and count >= 2 * self._told:
                     self._told = count
                     self._log.warning("broker_refused", clients=count, cause=reason)
@@ -276,8 +233,9 @@ class BrokerHost:
             waiting.cancel()
 
     async def _launch(self) -> None:
-        for each in self._listen:
-            listening.check_free(each, self._address.port)
+        for hosts, port in ((self._listen, self._address.port), self._people):
+            for each in hosts:
+                listening.check_free(each, port)
         try:
             await self._attempt()
         except BrokerError:
@@ -342,7 +300,7 @@ def serve(host: str, port: str) -> None:
 
     logging.disable(logging.CRITICAL)  # it logs an "error" for every packet; what stops it is an exception
     listen = f"[{host}]" if ":" in host else host
-    iotcore.Broker(port=int(port), listen=listen, max_payload_size=MESSAGE_BYTES_MAX).run_forever()
+    iotcore.Broker(port=int(port), listen=listen, max_payload_size=mosquitto.MESSAGE_BYTES_MAX).run_forever()
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -6,9 +6,9 @@ import errno
 import ipaddress
 import socket
 
-from edge_runtime.address import address
+from edge_runtime.address import address, listener
 from edge_runtime.config import Broker
-from edge_runtime.ports import Address, BrokerError
+from edge_runtime.ports import Address, BrokerError, EdgeError
 
 ANYWHERE = ("0.0.0.0", "::")
 
@@ -39,6 +39,24 @@ def where(settings: Broker) -> tuple[list[str], Address]:
     if parsed.is_loopback:
         return [listen], Address(host=listen, port=where.port)
     return [listen, near.host], near
+
+
+def for_passwords(settings: Broker) -> tuple[list[str], int]:
+    """Where people come with a password: addresses, none if they cannot, and the port. Raises BrokerError."""
+    if not settings.people_listen:
+        return [], 0
+    try:
+        host, port = listener(settings.people_listen)
+    except EdgeError as error:
+        raise BrokerError(f"broker.people_listen: {settings.people_listen}: {error.cause}", "0.0.0.0:8884") from None
+    if not port or port == address(settings.url).port:
+        raise BrokerError(f"broker.people_listen: port {port}", "a port of its own, not that of broker.url: 8884")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise BrokerError(f"broker.people_listen: {host} is no address", "an address of this machine, or 0.0.0.0") from None
+    return (["::", "0.0.0.0"] if host == "::" else [host]), port
 
 
 def is_loopback(host: str) -> bool:

@@ -13,12 +13,10 @@ import ssl
 from typing import cast
 
 from edge_runtime.ports import Address, BrokerError, Stranger
+from edge_runtime.trust.tls import client_context
 
 GATEWAY = "gateway"
 """The organizational unit (OU) of a gateway's certificate."""
-
-NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name: of certificates and of the list of the revoked."""
 
 _Names = tuple[tuple[tuple[str, str], ...], ...]
 
@@ -90,15 +88,13 @@ def describe(error: OSError) -> str:
 
 
 def _of_site(address: Address) -> ssl.SSLContext:
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    made.check_hostname = False
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    _trust(made, address.ca_file)
-    flags = int(made.verify_flags) | NO_CHECK_TIME
-    if address.crl:
-        _revoked(made, address.crl)
-        flags |= int(ssl.VERIFY_CRL_CHECK_LEAF)
-    made.verify_flags = ssl.VerifyFlags(flags)
+    try:
+        made = client_context(ca_file=address.ca_file)
+        if address.crl:
+            _revoked(made, address.crl)
+    except OSError as error:
+        hint = "the folder of this gateway's identity is damaged: join the site again"
+        raise BrokerError(f"{address.ca_file}: {describe(error)}", hint) from None
     return made
 
 
@@ -113,13 +109,5 @@ def _revoked(made: ssl.SSLContext, crl: str) -> None:
     """The ssl module reads such a list from a file only: this one is in memory, and has no name on any disk."""
     with os.fdopen(os.memfd_create("crl"), "wb", buffering=0) as file:
         file.write(crl.encode())
-        _trust(made, f"/proc/self/fd/{file.fileno()}")
-
-
-def _trust(made: ssl.SSLContext, file: str) -> None:
-    try:
-        made.load_verify_locations(file)
-    except OSError as error:
-        raise BrokerError(
-            f"{file}: {describe(error)}", "the folder of this gateway's identity is damaged: join the site again"
-        ) from None
+        made.load_verify_locations(f"/proc/self/fd/{file.fileno()}")
+    made.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF

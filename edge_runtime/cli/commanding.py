@@ -15,11 +15,12 @@ from typing import Any
 from edge_runtime.board.system import SystemDice
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import presence, topics
-from edge_runtime.bus.control import Command, CommandReply
+from edge_runtime.bus.control import Command, CommandReply, Reported
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Load
 from edge_runtime.cli.talking import Talk
 from edge_runtime.control.commands import REPLY
+from edge_runtime.control.reporting import REPORTED
 from edge_runtime.ports import EdgeError, Message
 from edge_runtime.trust.roster import Forged
 
@@ -43,7 +44,11 @@ async def commanded(
     """`asks_only`: what came of the command `name`; it is never begun. Raises EdgeError: no such gateway, it is silent, we may
     not command it, Unanswered. `aside` gets what comes meanwhile and is no answer."""
     asking = Asking(talk, gateway, aside)
-    boot, now_ns = await (_heartbeat(talk, gateway) if talk.identity is None else _time(asking))
+    if talk.roster is None:
+        boot, now_ns = await _heartbeat(talk, gateway)
+    else:
+        await _check_taken(talk, gateway)
+        boot, now_ns = await _time(asking)
     command = Command(
         id=name or SystemDice().token(), issuer=talk.name, target=gateway, verb=verb, boot=boot,
         until_ns=0 if asks_only else now_ns + round(valid_s * 1e9), args=dict(args),
@@ -83,6 +88,15 @@ class Asking:
             if (reply.id, reply.gateway, reply.verb) == wanted:
                 return reply
         return None
+
+
+async def _check_taken(talk: Talk, gateway: str) -> None:
+    """Raises EdgeError: it takes no command that is not signed, and ours would not be."""
+    if talk.identity is None:
+        async for message in talk.kept(topics.gateway(talk.site, gateway, "config", "reported")):
+            if message.topic.endswith("/reported"):
+                report = messages.unpack(talk.of_gateway(message.payload, REPORTED, gateway), Reported)
+                talk.check_taken(gateway, report.config or {}, "command")
 
 
 async def _time(asking: Asking) -> tuple[str, int]:

@@ -180,7 +180,7 @@ def _answer(args: argparse.Namespace, place: Place) -> int:
         raise EdgeError(f"{args.answer}: is no answer of a site's authority, but a {type(issued).__name__.lower()}", hint)
     _check_names(place, issued.site, issued.name)
     identity = _ours(place, issued.site, issued.name)
-    return _show(_take(issued, issued.name, place, identity), args)
+    return _show(_take(issued, issued.name, place, identity), args, renewed=identity is not None)
 
 
 def _roster(args: argparse.Namespace, place: Place) -> int:
@@ -260,7 +260,7 @@ def _take(issued: Issued, name: str, place: Place, identity: Identity | None) ->
     return identity
 
 
-def _show(identity: Identity, args: argparse.Namespace) -> int:
+def _show(identity: Identity, args: argparse.Namespace, *, renewed: bool = False) -> int:
     from edge_runtime.cli import terminal
     from edge_runtime.cli.site.opening import mark
     from edge_runtime.trust import files
@@ -272,7 +272,9 @@ def _show(identity: Identity, args: argparse.Namespace) -> int:
         return 0
     print(f"{identity.name} is a member of {identity.site} ({identity.role}): key {identity.key.fingerprint}, authority {ca}")
     print(f"key, certificate and roster are in {identity.folder.absolute()}; the key was made here and has not left")
-    if args.config:
+    if renewed:
+        print("a gateway that runs takes it within seconds; it need not be started again")
+    elif args.config:
         print(f"next: edge-runtime run {args.config} (restart it, if it runs)")
     elif identity.role == "gateway":
         print(f"next: in the gateway's file `site: {identity.site}`, `gateway: {identity.name}`, and this folder as `site_dir`")

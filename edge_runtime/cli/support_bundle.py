@@ -64,5 +64,5 @@ def _mesh(file: Path, looking: Looking) -> Any:
 
     if looking.settings.broker.mode == "none":
         return None
-    plan = finding.plan(argparse.Namespace(broker=None, config=file, site=None, identity=None))
+    plan = finding.plan(argparse.Namespace(broker=None, config=file, site=None, identity=None, ca=None))
     return asyncio.run(show.look(plan, MESH_S_MAX))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from edge_runtime.bus import topics
 from edge_runtime.cli.mesh import finding
-from edge_runtime.control.admitted import MAY
+from edge_runtime.control.admitted import MAY, signs
 from edge_runtime.document import closest
 from edge_runtime.ports import BrokerError, Connection, EdgeError, Message
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
-from edge_runtime.trust.roster import Forged
+from edge_runtime.trust.roster import Forged, Roster
 
 AGAIN_S = 0.5
 """Between two attempts to find a broker that was lost: a gateway that builds all of it anew takes its broker with it."""
@@ -29,15 +29,19 @@ class Talk:
         self.identity: Identity | None = plan.identity
         self.site = plan.site
         self.where = ""
-        self._plan = plan
+        self.plan = plan
         self._stack = AsyncExitStack()
         self._connection: Connection | None = None
         self._filters: dict[str, None] = {}
+        self._heard: Roster | None = None
+        """Who comes with a password has none of their own."""
 
     async def __aenter__(self) -> Self:
         await self._connect()
-        if self.identity is not None:
-            await self._learn_roster(self.identity)
+        if self.plan.authority:
+            await self._learn_roster(self._take_roster)
+        elif self.identity is not None:
+            await self._learn_roster(self.identity.take_roster)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -46,7 +50,12 @@ class Talk:
     @property
     def name(self) -> str:
         """Of the person, for who reads it later."""
-        return self.identity.name if self.identity else getpass.getuser()
+        return self.identity.name if self.identity else self.plan.user or getpass.getuser()
+
+    @property
+    def roster(self) -> Roster | None:
+        """Whom we believe. None: nobody has said at which site we are, and all is taken as it comes."""
+        return self.identity.roster if self.identity else self._heard
 
     @property
     def host_serial(self) -> str:
@@ -93,19 +102,29 @@ class Talk:
 
     def signed(self, document: bytes, context: Literal["desired", "command"]) -> bytes:
         """In our name, where we have one. Raises EdgeError: we may not say it."""
-        if self.identity is None:
-            return document
-        if (role := self.identity.role) not in MAY[context]:
+        who = self.identity or (self.roster.named(self.plan.user) if self.roster else None)
+        if who is not None and who.role not in MAY[context]:
             what = "configures gateways" if context == "desired" else "commands gateways"
-            hint = f"`edge-runtime site person {self.identity.name} --role {MAY[context][0]} --replace`"
-            raise EdgeError(f"{self.identity.name} is {role}, who never {what}", hint)
-        return self.identity.sign(document, context)
+            role = MAY[context][0]
+            hint = f"a role stays as it is: for another one, another name (`edge-runtime site person NAME --role {role}`)"
+            raise EdgeError(f"{who.name} is {who.role}, who never {what}", hint)
+        return self.identity.sign(document, context) if self.identity else document
+
+    def check_taken(self, gateway: str, reported: Mapping[str, Any], context: Literal["desired", "command"]) -> None:
+        """`reported`: the configuration of this gateway. Raises EdgeError: it takes nothing that is not signed, and we cannot
+        sign; it would answer nothing."""
+        control = reported.get("control")
+        wanted = control.get("require_signature", True) if isinstance(control, dict) else True
+        if self.identity is None and self.plan.authority and signs(wanted, context):
+            what = "configuration" if context == "desired" else "commands"
+            hint = "--identity DIR signs; in the file on the gateway control.require_signature says what needs no signature"
+            raise EdgeError(f"{gateway} takes {what} only signed, and with a password nothing is", hint)
 
     def of_gateway(self, payload: bytes, context: str, gateway: str) -> bytes:
         """What a gateway has said. Raises Forged where there is a site and it is not its signature."""
-        if self.identity is None:
+        if self.roster is None:
             return envelope.unwrap(payload)
-        found = envelope.open(payload, context, self.identity.roster)
+        found = envelope.open(payload, context, self.roster)
         if (found.by, found.role) != (gateway, "gateway"):
             raise Forged(f"is signed by {found.by} ({found.role}), not by {gateway}")
         return found.document
@@ -113,9 +132,9 @@ class Talk:
     def of_person(self, payload: bytes) -> bytes:
         """A document on the broker. Raises Forged where there is a site and nobody who may configure has signed it: whoever hosts
         the broker could have put it there, and what is built on it is signed by us."""
-        if self.identity is None:
+        if self.roster is None:
             return envelope.unwrap(payload)
-        found = envelope.open(payload, "desired", self.identity.roster)
+        found = envelope.open(payload, "desired", self.roster)
         if found.role not in MAY["desired"]:
             raise Forged(f"is signed by {found.by}, who is {found.role} and may not configure")
         return found.document
@@ -137,7 +156,7 @@ class Talk:
         return self._connection
 
     async def _connect(self) -> None:
-        joined = await self._stack.enter_async_context(finding.joined(self._plan))
+        joined = await self._stack.enter_async_context(finding.joined(self.plan))
         self._connection, self.site, self.where = joined.connection, joined.site, joined.where
 
     async def _again(self) -> None:
@@ -150,16 +169,24 @@ class Talk:
                 return
             await asyncio.sleep(AGAIN_S)
 
-    async def _learn_roster(self, identity: Identity) -> None:
-        """Who belongs to the site by now, as the broker knows it."""
+    def _take_roster(self, payload: bytes) -> bool:
+        self._heard = envelope.open_roster(payload, self.site, self.plan.authority)
+        return True
+
+    async def _learn_roster(self, take: Callable[[bytes], bool]) -> None:
+        """Who belongs to the site by now, as the broker knows it. Raises EdgeError: it says so to nobody, and we have none."""
         topic = topics.roster(self.site)
         await self._there.subscribe(topic)
 
         def news(message: Message) -> bool:
             if message.topic == topic:
                 with suppress(Forged):
-                    identity.take_roster(message.payload)
+                    take(message.payload)
             return message.topic == topic
 
         await finding.until(self._there, news)
         await self._there.unsubscribe(topic)
+        if self.roster is None:
+            raise EdgeError(
+                f"{self.where}: this broker has no roster of {self.site}", "is a gateway of that site connected to it?"
+            )

@@ -1,5 +1,6 @@
 """Who may configure and command this gateway (decides). With a site: who its authority has made an operator or an engineer, and
-has signed. Without one: whoever reaches the broker, so only where nobody else does.
+has signed; or, where `control.require_signature` wants no signature of that role, whoever the broker's access rules let say it.
+Without one: whoever reaches the broker, so only where nobody else does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from edge_runtime.address import address
 from edge_runtime.ports import EdgeError
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
-from edge_runtime.trust.roster import Role
+from edge_runtime.trust.roster import PERSON, Role
 
 Context = Literal["desired", "command"]
 
@@ -35,6 +36,23 @@ class Said(NamedTuple):
     by: str
     signed: bool
 
+    def actor(self, issuer: str) -> str:
+        """For the audit log. `issuer`: as the document says, which proves nothing where it is not signed: then it looks like
+        nobody who has signed."""
+        claimed = f"{issuer} (not signed)" if issuer.startswith(PERSON) else issuer
+        return self.by or claimed or "somebody on the broker"
+
+
+def wants_signature(settings: config.Config, identity: Identity | None, context: Context) -> bool:
+    """Whether a document of this kind counts only if somebody has signed it."""
+    return identity is not None and signs(settings.control.require_signature, context)
+
+
+def signs(wanted: bool | Sequence[str], context: Context) -> bool:
+    """`wanted`: control.require_signature. A list names the roles whose word it holds for; a kind of document is the word of the
+    least role that may say it."""
+    return wanted if isinstance(wanted, bool) else MAY[context][0] in wanted
+
 
 def opened(payload: bytes, context: Context, settings: config.Config, identity: Identity | None, now_s: int | None) -> Said:
     """`now_s`: the wall clock where it is synchronised. Raises NotAdmitted."""
@@ -42,7 +60,7 @@ def opened(payload: bytes, context: Context, settings: config.Config, identity: 
     if identity is None:
         return _without_site(payload, signed, settings)
     if not signed:
-        if settings.control.require_signature:
+        if wants_signature(settings, identity, context):
             hint = "`edge-runtime config` and `edge-runtime command` sign with --identity"
             raise NotAdmitted("unsigned", "it is not signed, and this site wants signatures (control.require_signature)", hint)
         return Said(payload, "", False)

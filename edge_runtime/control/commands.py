@@ -84,10 +84,11 @@ class Commands:
 
     def __init__(
         self, steering: Steering, settings: Callable[[], config.Config], link: Link, verbs: Mapping[str, Verb], clock: Clock,
-        log: Any,
+        called: Callable[[], None], log: Any,
     ) -> None:  # fmt: skip
+        """`called`: to be told that somebody who may command has spoken to this gateway."""
         self._steering, self._settings, self._link = steering, settings, link
-        self._verbs, self._clock, self._log = verbs, clock, log
+        self._verbs, self._clock, self._called, self._log = verbs, clock, called, log
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(FLOOD_MAX)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, str] = {}
@@ -120,13 +121,21 @@ class Commands:
                 self._number += 1
                 name = f"command-{self._number}"
                 self._tasks[name] = task = asyncio.create_task(self._take(message), name=name)
-                task.add_done_callback(lambda _, name=name: self._tasks.pop(name, None))  # type: ignore[misc]
+                task.add_done_callback(self._ended)
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours ends one command. Who asks again with its id hears that it is `unknown`."""
+        self._tasks.pop(task.get_name(), None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.outcomes["unknown"] += 1
+            hint = "report it; the audit log says what it was"
+            self._log.error("command_broke", cause=told(error), hint=hint, exc_info=error)
 
     async def _take(self, message: Message) -> None:
         verb, now = message.topic.rpartition("/")[2], self._clock.now()
@@ -139,7 +148,9 @@ class Commands:
         except (admitted.NotAdmitted, BadMessage) as error:
             self._refuse(verb, error)
             return
-        by = said.by or command.issuer or "somebody on the broker"
+        if said.signed or identity is None:
+            self._called()
+        by = said.actor(command.issuer)
         if command.id in self._running:  # it came twice: the answer comes when it is done
             # To another one nothing is said: who has sent the first would take it for the answer.
             self.refused["repeated" if _is_claimed(command, by, self._running[command.id]) else "id"] += 1

@@ -26,6 +26,7 @@ from edge_runtime.bus.control import Desired, Fault
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import admitted, canaries
 from edge_runtime.control.book_file import BookError
+from edge_runtime.control.calling import Calling
 from edge_runtime.control.history import told
 from edge_runtime.control.layers import (
     FILE,
@@ -48,8 +49,9 @@ from edge_runtime.control.pages import LayerDocument
 from edge_runtime.control.redaction import Schemas, redacted
 from edge_runtime.control.reporting import Link, Reporting, report
 from edge_runtime.control.steering import Steering
-from edge_runtime.control.trial import STEADY_S
+from edge_runtime.control.trial import CALLED, STEADY_S
 from edge_runtime.control.trying import Gateway, Trying
+from edge_runtime.control.waiting import Waiting
 from edge_runtime.ports import BrokerError, Clock, Dice, EdgeError, Message
 from edge_runtime.trust import envelope
 from edge_runtime.trust.roster import Forged
@@ -58,9 +60,6 @@ __all__ = ["Control", "Gateway"]
 
 LOOK_S = 0.5
 """From one look at a configuration on trial to the next."""
-
-TARGETS_MAX = 64
-"""Groups whose documents wait at once; of each the newest."""
 
 JOBS_MAX = 64
 """What commands may have waiting for its turn."""
@@ -78,14 +77,15 @@ class Control:
         self._origin, self._book, self._gateway, self._link = origin, steering.book, gateway, link
         self._audit = steering.audit
         self._identity, self._schemas, self._clock, self._log = identity, schemas, clock, log
-        self._reporting = Reporting(link, identity, self._to_repeat, dice, log)
+        self._reporting = Reporting(link, identity, lambda: {} if self.waits else self._to_repeat(), dice, log)
         self.trying = Trying(origin, steering.book, steering.audit, gateway, schemas, link.gateway, self._say, log)
         self._redacted: tuple[Effective, dict[str, Any]] | None = None
         self._canaries = canaries.Canaries(link.site)
         self._done_with: dict[str, None] = {}
         """Documents that a canary took back, and about which nothing more can be done here."""
-        self._waiting: dict[str, bytes] = {}
-        """Documents that came, by target."""
+        self._waiting = Waiting()
+        self.calling = Calling()
+        self.calling.then.append(self._reporting.repeat)
         self._jobs: deque[tuple[Job, asyncio.Future[Any] | None]] = deque()
         self._news = asyncio.Event()
         self.refused: Counter[str] = Counter()
@@ -141,12 +141,12 @@ class Control:
     async def _step(self) -> None:
         while self._jobs and self._gateway.successor is None:
             await self._perform(*self._jobs.popleft())
-        while self._gateway.successor is None and (target := self._next_target()):
-            payload = self._waiting.pop(target)
+        while self._gateway.successor is None and (came := self._waiting.take(self._layer_on_trial)):
+            target, payload = came
             try:
                 await self._hear(target, payload)
             except BookError:
-                self._waiting.setdefault(target, payload)
+                self._waiting.put_back(target, payload)
                 raise
         await self._canary_news()
         if self._gateway.successor is None and self.trying.judge:
@@ -154,10 +154,10 @@ class Control:
         if not self._book.life.steady and self._now_s() - self.trying.began_s >= STEADY_S:
             await self._book.steady()
 
-    def _next_target(self) -> str | None:
+    @property
+    def _layer_on_trial(self) -> str:
         """While one layer's document is on trial, that of another waits: a bad one must not take a good one down with it."""
-        trial = self.trying.layer if self.trying.judge else ""
-        return next((each for each in self._waiting if trial in ("", layer_name(each))), None)
+        return self.trying.layer if self.trying.judge else ""
 
     async def _perform(self, job: Job, done: asyncio.Future[Any] | None) -> None:
         """Whoever asked hears what came of it; one who does not wait any more wanted it all the same."""
@@ -193,14 +193,17 @@ class Control:
         target = topics.desired_target(self._link.site, message.topic)
         if target is None and message.topic.endswith("/reported"):
             self._canaries.heard(gateway, message.payload, self._identity)
-        elif (
-            target
-            and message.topic in self._ours
-            and message.payload
-            and (target in self._waiting or len(self._waiting) < TARGETS_MAX)
-        ):
-            self._waiting[target] = message.payload
+        elif target and message.topic in self._ours and message.payload:
+            self._waiting.put(target, message.payload)
+            home = self._link.home
+            if message.retain and home is not None and home.host == self._link.gateway:
+                self.calling.kept(target, message.payload)
         self._news.set()
+
+    @property
+    def waits(self) -> bool:
+        """To be called, as its trial wants it. Until then it says no document: after a next start that would look like a call."""
+        return bool(self.trying.judge and CALLED in self.trying.judge.terms.parts and not self.calling.called)
 
     # --- a document ---
 
@@ -220,6 +223,8 @@ class Control:
         verdict = newer(layer_of(newest) if newest else None, desired, name, numbered=said.signed)
         if not isinstance(verdict, Refused):
             self._reporting.heard(name, desired.revision or 0)
+            if said.signed or self._identity is None:
+                self.calling.document(target, payload)
         if isinstance(verdict, Refused):
             if verdict.older:
                 self.refused["older"] += 1
@@ -227,7 +232,7 @@ class Control:
             else:
                 self._refuse(target, verdict)
             return
-        by = said.by or desired.issuer or "somebody on the broker"
+        by = said.actor(desired.issuer)
         if not isinstance(verdict, Same):
             layer = verdict.layer
             kept = LayerDocument(layer=name, hash=layer.hash, payload=payload, stamp=now, revision=layer.revision)
@@ -298,7 +303,7 @@ class Control:
     async def _canary_news(self) -> None:
         """Documents that wait for canaries have their turn again; of one that a canary took back, nothing stays."""
         for target, payload in self._canaries.ready():
-            self._waiting.setdefault(target, payload)
+            self._waiting.put_back(target, payload)
         base = [each for each in self._book.base.values() if canaries.key(each) not in self._done_with]
         halted = next((each for each in base if self._canaries.failed(canaries.key(each))), None)
         if self._gateway.successor is not None:
@@ -317,7 +322,7 @@ class Control:
 
     def _is_unsigned(self, held: LayerDocument) -> bool:
         """And signatures are wanted by now. While something is on trial, that is judged first."""
-        if self._identity is None or not self._gateway.settings.control.require_signature or held.layer == FILE:
+        if held.layer == FILE or not admitted.wants_signature(self._gateway.settings, self._identity, "desired"):
             return False
         return not (self._book.on_trial or self._book.life.safe or envelope.is_signed(held.payload))
 
@@ -357,9 +362,12 @@ class Control:
 
     def _to_repeat(self) -> Mapping[str, LayerDocument]:
         """Documents that say their revision: of one without, nobody could tell that it is old."""
-        wanted = self._identity is not None and self._gateway.settings.control.require_signature
+        wanted = admitted.wants_signature(self._gateway.settings, self._identity, "desired")
         said = {name: each for name, each in self._book.said.items() if is_numbered(each)}
-        return {name: each for name, each in said.items() if not wanted or envelope.is_signed(each.payload)}
+        waiting = self._waiting.layers  # what came is newer, or is told that it is not when it has its turn
+        return {
+            name: each for name, each in said.items() if name not in waiting and (not wanted or envelope.is_signed(each.payload))
+        }
 
     def _state(self) -> Any:
         """Of the newest document, whatever else the gateway does."""

@@ -3,8 +3,9 @@
     a roster on edge/{site}/roster --> signed by our authority? --> newer? --> on the disk --> in force, at once, everywhere
                                         no: counted                 older: ours is said again
 
-So a revocation reaches a site that has no internet with the first gateway, or person, that has it. The highest revision wins;
-two of the same revision are told of, and nobody fights. A gateway that is revoked itself says so, and says no roster any more.
+So a revocation reaches a site that has no internet with the first gateway, or person, that has it; or on a stick, for the file on
+the disk is looked at while we run: `edge-runtime join --roster` writes it beside us. The highest revision wins; two of the same
+revision are told of, and nobody fights. A gateway that is revoked itself says so, and says no roster any more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edge_runtime.control.audit import Entry, Kind
 from edge_runtime.control.reporting import LISTEN_S_MAX, LISTEN_S_MIN, Link
 from edge_runtime.ports import BrokerError, Dice, EdgeError, Message, Worker
 from edge_runtime.trust.envelope import ROSTER_BYTES_MAX, open_roster
+from edge_runtime.trust.files import Watched
 from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.roster import Forged, Roster
 
@@ -33,6 +35,9 @@ again by who has it."""
 
 AGAIN_S = 2.0
 """After the disk did not take one."""
+
+LOOK_S = 5.0
+"""How often the file on our disk is looked at."""
 
 AUTHORITY = "authority"
 """Who changes a roster, for the audit log."""
@@ -64,6 +69,7 @@ class Keeping:
         self.refused: Counter[str] = Counter()
         """Rosters that were not taken, by reason: forged (nobody of ours has signed it), conflict, flood."""
         self._waiting: deque[bytes] = deque()
+        self._file = Watched(identity.roster_file)
         self._wake, self._missing = asyncio.Event(), asyncio.Event()
         self._heard = 0
         """The newest revision that was said on this broker."""
@@ -110,11 +116,43 @@ class Keeping:
         self._wake.set()
 
     async def _take(self, worker: Worker) -> None:
+        """One after the other, and the disk between any two: whoever floods the topic hides nothing that came on a stick."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
+            await self._look(worker)
+            if not self._waiting:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._wake.wait()
+                self._wake.clear()
+            else:
                 await self._judge(self._waiting.popleft(), worker)
+
+    async def _look(self, worker: Worker) -> None:
+        try:
+            await self._compare(worker)
+        except Forged as error:
+            self._refuse("forged", error)
+        except EdgeError as error:
+            self._file.forget()
+            self._tell_trouble(error)
+
+    async def _compare(self, worker: Worker) -> None:
+        """Ours with what somebody has put on our disk, beside us. What our authority has not signed stays there: it may be of
+        another site, that this gateway has joined and will belong to when it starts again. Raises EdgeError."""
+        payload, ours = await worker.run(self._file.news), self._identity.roster
+        if payload is None:
+            return
+        if payload != self._identity.signed_roster:
+            found = await worker.run(open_roster, payload, self._identity.site, self._identity.authority)
+            if found.revision > ours.revision:
+                if await self._take_newer(payload, str(self._file.path), ours, worker):
+                    self._missing.set()  # the broker may not have it
+                return
+            if found.revision < ours.revision:
+                await worker.run(self._identity.keep_roster)
+            elif found != ours:
+                self._refuse_conflict()
+        self._trouble = None
 
     async def _judge(self, payload: bytes, worker: Worker) -> None:
         ours = self._identity.roster
@@ -134,37 +172,32 @@ class Keeping:
         if found.revision < ours.revision:
             self._say_again()
         elif found.revision > ours.revision:
-            await self._take_newer(payload, ours, worker)
-        elif found != ours:  # no fight: neither is more than the other
-            cause = f"two rosters with revision {ours.revision}"
-            self._refuse("conflict", EdgeError(cause, "was the authority's folder restored from a backup?"))
+            taken = await self._take_newer(payload, topics.roster(self._link.site), ours, worker)
+            if not taken and not self._waiting:
+                self._waiting.append(payload)
+        elif found != ours:
+            self._refuse_conflict()
 
-    async def _take_newer(self, payload: bytes, before: Roster, worker: Worker) -> None:
+    async def _take_newer(self, payload: bytes, via: str, before: Roster, worker: Worker) -> bool:
+        """False: the disk does not take it. A revocation must not get lost with that: it is to be tried again."""
         try:
             await worker.run(self._identity.take_roster, payload)
-        except Forged as error:
-            self._refuse("forged", error)
-            return
-        except EdgeError as error:  # the disk: a revocation must not get lost with it
-            if self._trouble is None or self._trouble.cause != error.cause:
-                self._log.error("roster_not_kept", cause=error.cause, hint=error.hint)
-            self._trouble = error
+        except EdgeError as error:
+            self._tell_trouble(error)
             await asyncio.sleep(AGAIN_S)
-            if not self._waiting:
-                self._waiting.append(payload)
-                self._wake.set()
-            return
+            return False
         self._trouble = None
-        await self._tell(before)
+        await self._tell(before, via)
+        return True
 
-    async def _tell(self, before: Roster) -> None:
+    async def _tell(self, before: Roster, via: str) -> None:
         roster = self._identity.roster
         put_out = sorted({each.name for each in roster.revoked if not before.is_revoked(key=each.key)})
         self._log.info("roster_taken", revision=roster.revision, members=len(roster.members), revoked=put_out)
         requested = {"revision": roster.revision, "members": len(roster.members), "revoked": put_out}
         self._note(
             Entry(
-                kind=Kind.TRUST, actor=AUTHORITY, via=topics.roster(self._link.site), subject="roster",
+                kind=Kind.TRUST, actor=AUTHORITY, via=via, subject="roster",
                 before={"revision": before.revision}, requested=requested, outcome="taken",
             )
         )  # fmt: skip
@@ -185,6 +218,16 @@ class Keeping:
                 )
             )  # fmt: skip
         self._was_revoked = self._identity.is_revoked
+
+    def _tell_trouble(self, error: EdgeError) -> None:
+        if self._trouble is None or self._trouble.cause != error.cause:
+            self._log.error("roster_not_kept", cause=error.cause, hint=error.hint)
+        self._trouble = error
+
+    def _refuse_conflict(self) -> None:
+        """No fight: neither is more than the other."""
+        cause = f"two rosters with revision {self._identity.roster.revision}"
+        self._refuse("conflict", EdgeError(cause, "was the authority's folder restored from a backup?"))
 
     def _refuse(self, reason: str, error: EdgeError) -> None:
         if not self.refused[reason]:

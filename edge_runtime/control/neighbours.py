@@ -74,10 +74,11 @@ class Neighbours:
 
     def __init__(
         self, link: Link, identity: Identity | None, settings: Callable[[], config.Config], file: NeighboursFile,
-        new_worker: Callable[[], Worker], dice: Dice, log: Any,
+        new_worker: Callable[[], Worker], silent: Callable[[], bool], dice: Dice, log: Any,
     ) -> None:  # fmt: skip
+        """`silent`: nothing is said now; see Control.waits."""
         self._link, self._identity, self._settings, self._file = link, identity, settings, file
-        self._new_worker = new_worker
+        self._new_worker, self._silent = new_worker, silent
         self._worker: Worker
         self._dice, self._log = dice, log
         self.ranks: dict[tuple[str, str], int] = {}
@@ -98,6 +99,10 @@ class Neighbours:
         """A new connection. Never waits."""
         self._connections += 1
         self._said = {}
+        self._missing.set()
+
+    def repeat(self) -> None:
+        """What is missing on this broker may be said by now."""
         self._missing.set()
 
     async def run(self) -> None:
@@ -192,7 +197,7 @@ class Neighbours:
             self._missing.clear()
             connection = self._connections
             await asyncio.sleep(self._dice.uniform(LISTEN_S_MIN, LISTEN_S_MAX))
-            if connection == self._connections:
+            if connection == self._connections and not self._silent():
                 with contextlib.suppress(BrokerError, DiskError):  # on the next broker again
                     await self._say_missing()
 

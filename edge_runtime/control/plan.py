@@ -138,6 +138,8 @@ class Plan:
     metrics: bool = False
     log: bool = False
     parts: tuple[str, ...] = ()
+    moves: bool = False
+    """Its broker is elsewhere then: who steers it has to be there, too."""
 
     def __bool__(self) -> bool:
         """False: nothing is to be done."""
@@ -184,6 +186,7 @@ def plan(old: config.Config, new: config.Config, wire: Wire | None = None) -> Pl
         control=any(EFFECTS[config.Control].get(name) is Effect.TAKEN for name in _changed(old.control, new.control)),
         metrics="metrics" in changed,
         log="log" in changed,
+        moves=_meeting(old.broker) != _meeting(new.broker),
     )
     return Plan(**{**vars(found), "parts": tuple(dict.fromkeys(_suspects(found, old, new, wire)))})
 
@@ -340,6 +343,14 @@ def _meant(cause: str, old: config.Config, new: config.Config) -> Iterator[str]:
                     yield f"sink {name}"
         case _:
             yield cause
+
+
+def _meeting(broker: config.Broker) -> tuple[Any, ...]:
+    """Where others find it."""
+    place = _place(broker.url)
+    if broker.mode == "external":
+        return broker.mode, place
+    return broker.mode, place[1] if place else 0, broker.listen
 
 
 def _place(url: Any) -> tuple[str, int] | None:

@@ -3,6 +3,7 @@
     half of its life is over, by a clock that is right --> request, retained --> a person: edge-runtime site renew
                                                                                               |
     on the disk, in force for the next connections <-- certificate of our authority? <-- answer, retained
+                                                          the same from a stick <-- edge-runtime join --answer, beside us
 
 A certificate of a site never ends by itself: no clock puts a gateway out. So there is time, and nothing is asked twice: one
 retained request a certificate and connection, whatever the clock does. A clock that is not synchronised asks for nothing.
@@ -24,7 +25,7 @@ from edge_runtime.control.reporting import Link
 from edge_runtime.ports import BrokerError, Clock, EdgeError, Message, Worker
 from edge_runtime.trust import certificates
 from edge_runtime.trust.authority import MEMBER_DAYS
-from edge_runtime.trust.files import NotWritten
+from edge_runtime.trust.files import NotWritten, Watched
 from edge_runtime.trust.identity import Identity
 
 DUE_S = MEMBER_DAYS * 86_400 // 2
@@ -48,6 +49,7 @@ class Renewing:
         """Answers that brought no certificate of ours."""
         self._news = asyncio.Event()
         self._answer: bytes | None = None
+        self._file = Watched(identity.cert_file)
         self._asked = ""
         """Serial that was asked for on this connection."""
         self._ask_kept = False
@@ -69,6 +71,10 @@ class Renewing:
         self._asked = ""
         self._news.set()
 
+    def look(self) -> None:
+        """At the file: to be called with each new roster, for who brings a certificate by hand brings that, too. Never waits."""
+        self._news.set()
+
     async def run(self) -> None:
         """Until cancelled."""
         worker = self._new_worker()
@@ -78,8 +84,9 @@ class Renewing:
                     async with asyncio.timeout(LOOK_S):
                         await self._news.wait()
                 self._news.clear()
+                await self._take_file(worker)
                 if self._answer is not None:
-                    await self._take(worker)
+                    await self._take_answer(worker)
                 with contextlib.suppress(BrokerError):  # on the next connection
                     await self._ask()
         finally:
@@ -118,28 +125,37 @@ class Renewing:
             await self._link.send(self._topic("request"), b"", qos=1, retain=True)
             self._asked, self._ask_kept = "", False
 
-    async def _take(self, worker: Worker) -> None:
+    async def _take_answer(self, worker: Worker) -> None:
         payload, self._answer = self._answer or b"", None
-        before = self._identity.not_after_s
         try:
             answer = renewal.unpack(payload, renewal.Answer)
-            taken = await worker.run(self._identity.take_certificate, answer.certificate.encode())
+            await self._take(answer.certificate.encode(), self._topic("answer"), worker)
         except NotWritten as error:
             self._refuse("disk", error)
             await asyncio.sleep(AGAIN_S)
             self._answer = self._answer or payload
             self._news.set()
-            return
         except EdgeError as error:
             self._refuse("malformed" if isinstance(error, BadMessage) else "forged", error)
-            return
-        if not taken:  # the one that we have; it stays on the broker
+
+    async def _take_file(self, worker: Worker) -> None:
+        """What is no certificate of ours stays there: it is for the next start."""
+        try:
+            if (pem := await worker.run(self._file.news)) is not None:
+                await self._take(pem, str(self._file.path), worker)
+        except EdgeError as error:
+            self._refuse("forged", error)
+
+    async def _take(self, pem: bytes, via: str, worker: Worker) -> None:
+        """Raises EdgeError: not ours, or the disk does not take it (NotWritten)."""
+        before = self._identity.not_after_s
+        if not await worker.run(self._identity.take_certificate, pem):  # the one that we have; it stays where it is
             return
         until = self._identity.not_after_s
         self._log.info("certificate_renewed", serial=self._identity.subject.serial, not_after_s=until)
         self._note(
             Entry(
-                kind=Kind.TRUST, actor=AUTHORITY, via=self._topic("answer"), subject="certificate",
+                kind=Kind.TRUST, actor=AUTHORITY, via=via, subject="certificate",
                 before={"not_after_s": before}, requested={"not_after_s": until}, outcome="renewed",
             )
         )  # fmt: skip

@@ -29,6 +29,11 @@ REPORTED = "reported"
 """Context of the signature."""
 
 
+class Home(Protocol):
+    @property
+    def host(self) -> str: ...
+
+
 class Link(Protocol):
     """mesh.link.Link, as far as control needs it."""
 
@@ -37,6 +42,10 @@ class Link(Protocol):
 
     @property
     def connected(self) -> bool: ...
+
+    @property
+    def home(self) -> Home | None:
+        """Where the broker is, while there is a connection. `host`: the gateway that hosts it."""
 
     def on(self, kind: Any, handler: Callable[[str, Any], None], *filters: str) -> None: ...
 
@@ -76,6 +85,10 @@ class Reporting:
 
     def heard(self, layer: str, revision: int) -> None:
         self._heard[layer] = max(revision, self._heard.get(layer, 0))
+
+    def repeat(self) -> None:
+        """What is missing on this broker may be said by now."""
+        self._missing.set()
 
     def stale(self, layer: str) -> None:
         """Somebody says an old document there: ours has to be said again."""
@@ -128,8 +141,8 @@ class Reporting:
             if held.revision is None or self._heard.get(layer, 0) >= held.revision or not self._link.connected:
                 continue
             topic = topics.desired(self._link.site, target_of(layer, self._link.gateway))
-            await self._link.send(topic, held.payload, qos=1, retain=True)
             self._heard[layer] = held.revision
+            await self._link.send(topic, held.payload, qos=1, retain=True)
             self._log.info("document_said_again", layer=layer, revision=held.revision)
 
 

@@ -4,6 +4,7 @@
 |------------------------------------------------------|-----------------------------------------------------------------|
 | a change is proposed                                 | it is on trial; the active one is the way back                  |
 | all parts that it can have broken are ok for 5 s     | it is active; what was active is the last good one              |
+| it moves the broker, and nobody speaks to it there   | reverted at the end: as if it could not be reached              |
 | one of them fails for good, or is not ok at the end  | reverted: the active one runs again                             |
 | the trial crashes twice within one boot              | reverted                                                        |
 | the active one crashes 3 times, each within 60 s     | reverted: the last good one is active (mode last_good)          |
@@ -187,6 +188,10 @@ EVERYTHING = "everything"
 CONNECTIONS = ("broker", "mesh")
 """The parts by which a gateway is reached."""
 
+CALLED = "reach"
+"""The part that is ok when somebody who may steer this gateway has spoken to it since the change. A broker that answers is not
+enough: it can be one where nobody ever looks."""
+
 REACH = (EVERYTHING, *CONNECTIONS, "control")
 """A change of one of these can have cut the gateway off."""
 
@@ -226,14 +231,14 @@ class Judge:
     """One trial in one run of the process. Times are in seconds since this run took it up."""
 
     def __init__(self, terms: Terms) -> None:
-        self._terms = terms
+        self.terms = terms
         self._everything = EVERYTHING in terms.parts
         self._ok_since_s: float | None = None
 
     def see(self, at_s: float, now: Mapping[str, Part]) -> Verdict | None:
         """How all parts are now. None: go on looking. What is ok at the end of the time, but not for long enough yet, may go
         on until it is; the first failure then reverts."""
-        over = at_s >= self._terms.trial_s
+        over = at_s >= self.terms.trial_s
         against = dict(self._against(now, over))
         for name, part in against.items():
             if part.terminal:
@@ -241,7 +246,7 @@ class Judge:
         if against:
             self._ok_since_s = None
             told = "; ".join(f"{name}: {part.cause or 'is still starting'}" for name, part in against.items())
-            return Verdict(False, f"not ok after {self._terms.trial_s:g} s: {told}") if over else None
+            return Verdict(False, f"not ok after {self.terms.trial_s:g} s: {told}") if over else None
         if self._ok_since_s is None:
             self._ok_since_s = at_s
         settled = at_s - self._ok_since_s >= SETTLE_S
@@ -250,18 +255,20 @@ class Judge:
     def _against(self, now: Mapping[str, Part], over: bool) -> Iterator[tuple[str, Part]]:
         """Parts that count, and are not ok."""
         for name in self._counted(now):
-            part, before = now.get(name, STARTING), self._terms.before.get(name)
+            part, before = now.get(name, STARTING), self.terms.before.get(name)
             if name in CONNECTIONS and name not in now and before == OK:
                 part = Part("failed", "is gone since the change")
-            if part.phase != "ok" and not _excused(before, part, over):
+            if part.phase != "ok" and (name == CALLED or not _excused(before, part, over)):
                 yield name, part
 
     def _counted(self, now: Mapping[str, Part]) -> list[str]:
         """The named parts, and the connections that were there if the change can have cut them: a broker that others lost at the
         same time takes no change of a threshold back."""
-        named = [*now] if self._everything else [name for name in self._terms.parts if name != "control" or name in now]
-        if any(name in REACH for name in self._terms.parts):
-            named += [name for name in CONNECTIONS if self._terms.before.get(name) == OK]
+        named = [name for name in self.terms.parts if name != EVERYTHING and (name != "control" or name in now)]
+        if self._everything:
+            named += [name for name in now if name != CALLED]
+        if any(name in REACH for name in self.terms.parts):
+            named += [name for name in CONNECTIONS if self.terms.before.get(name) == OK]
         return list(dict.fromkeys(named))
 
 

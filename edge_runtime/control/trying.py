@@ -13,12 +13,12 @@ import msgspec
 from edge_runtime import config
 from edge_runtime.control.audit import AuditLog, Entry, Kind
 from edge_runtime.control.book import Book
-from edge_runtime.control.layers import Effective, Layer, validated
+from edge_runtime.control.layers import FILE, Effective, Layer, validated
 from edge_runtime.control.origin import Origin, active, as_text, documents, of_text, reduced
 from edge_runtime.control.pages import LayerDocument
 from edge_runtime.control.plan import Change, Plan, Wiring, plan
 from edge_runtime.control.redaction import Schemas
-from edge_runtime.control.trial import Judge, Part, Terms
+from edge_runtime.control.trial import CALLED, Judge, Part, Terms
 from edge_runtime.ports import EdgeError
 
 CHANGE_S_MAX = 30.0
@@ -56,14 +56,21 @@ class Trying:
         self.judge: Judge | None = None
         """There is a trial."""
         self.layer = ""
-        """Whose document is on trial; "": it is not one of this run, or several changed."""
+        """Whose document is on trial; "": the file, or several."""
         self._since_s = self.began_s = 0.0
 
     def begin(self) -> None:
         """With this run; a trial that was there before goes on."""
         self.began_s = self._since_s = _now_s()
         if self._book.on_trial:
-            self.judge = Judge(self._book.on_trial.terms)
+            self.judge, self.layer = Judge(self._book.on_trial.terms), self._layer_on_trial()
+
+    def _layer_on_trial(self) -> str:
+        """The one whose document is tried since before this run, or before all was built anew; "": there are several."""
+        book, active = self._book, self._book.active
+        known = active.made_of if active else ()
+        found = [layer for layer, each in book.base.items() if each.serial not in known]
+        return found[0] if len(found) == 1 and found[0] != FILE else ""
 
     # --- a new one ---
 
@@ -75,8 +82,9 @@ class Trying:
         gateway, before, replaced = self._gateway, self._kept_settings(), self._book.on_trial
         todo = plan(gateway.settings, settings, gateway.wire)
         # In the place of another trial, or of nothing (bare): judged by all that is other than the active one.
+        against = plan(before, settings, gateway.wire)
         terms = Terms(
-            plan(before, settings, gateway.wire).parts,
+            (*against.parts, *((CALLED,) if against.moves else ())),
             replaced.terms.before if replaced else dict(gateway.parts()),
             trial_s or gateway.settings.control.trial_s,
             by,

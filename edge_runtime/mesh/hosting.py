@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -64,9 +64,9 @@ class Hosting:
         """Instances of lesser hosts that we reach, since when."""
 
     @property
-    def refused_connections(self) -> int:
-        """Where the program that we host can tell."""
-        return int(getattr(self._host, "refused_connections", 0))
+    def refused_connections(self) -> Mapping[str, int]:
+        """By what was wrong, where the program that we host can tell."""
+        return getattr(self._host, "refused_connections", {})
 
     async def run(self) -> Brokers | None:
         """The host to go to; None: our broker did not stay up. Raises BrokerError when it does not start."""

@@ -35,6 +35,7 @@ SENDERS_MAX = 1_000
 ROUTES_MAX = 2_000
 
 _WORD = re.compile(WORD)
+_SEALED = get_args(To)
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -189,7 +190,7 @@ class Link:
     def _opened(self, kind: str, sender: str, message: Message) -> Message:
         """As its sender wrote it. Raises BadMessage, Forged."""
         assert self.sealing is not None
-        if kind in get_args(To):
+        if kind in _SEALED:
             return msgspec.structs.replace(message, payload=self.sealing.open(kind, sender, message.payload))
         if kind == "status" and message.payload:
             return msgspec.structs.replace(message, payload=self.sealing.open_birth(sender, message.payload))

@@ -145,9 +145,9 @@ class Membership:
         return self._probes.strangers
 
     @property
-    def refused_connections(self) -> int:
-        """Clients without a certificate of the site, at the broker that we host now."""
-        return 0 if self._hosting is None else self._hosting.refused_connections
+    def refused_connections(self) -> Mapping[str, int]:
+        """Clients without a certificate of the site, or with a wrong password, at the broker that we host now."""
+        return {} if self._hosting is None else self._hosting.refused_connections
 
     async def relocate(self, endpoints: tuple[Endpoint, ...]) -> None:
         """The machine has got other addresses: others reach our broker there from now on."""

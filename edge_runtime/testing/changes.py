@@ -36,7 +36,7 @@ from edge_runtime.testing.network import FakeBroker
 from edge_runtime.testing.person import Person
 from edge_runtime.testing.process import PORT, Process
 from edge_runtime.testing.sink import FakeReceiver
-from edge_runtime.testing.wishes import ALL, MINE, NAME, PLANT, SITE, SPARE, Patch, anew, draw, file, threshold
+from edge_runtime.testing.wishes import ALL, LONELY, MINE, NAME, PLANT, SITE, SPARE, Patch, anew, draw, file, threshold
 
 WINDOW = Window(count=4, step=2)
 """Of the pipeline "windows"."""
@@ -84,7 +84,9 @@ class Changes:
         assert isinstance(loop, VirtualLoop)
         self.loop, self.rng = loop, loop.rng("changes")
         self.lan = Lan(loop)
-        self.brokers = {host: FakeBroker(self.lan, host, PORT, persistent=self.rng.random() < 0.7) for host in (PLANT, SPARE)}
+        self.brokers = {
+            host: FakeBroker(self.lan, host, PORT, persistent=self.rng.random() < 0.7) for host in (LONELY, PLANT, SPARE)
+        }
         base = base or file(self.rng)
         self.process = Process(NAME, json.dumps(base), folder, self.lan, persistent=self.rng.random() < 0.5)
         self.process.on_start, self.process.on_log = self._starts, self._logs
@@ -176,12 +178,11 @@ class Changes:
 
     def _starts(self, gateway: Gateway) -> None:
         assert gateway.steering is not None
-        start, first = gateway.steering.origin.start, self.process.lives != self._life
-        self._tell("starts" if first else "anew", mode=start.mode, why=start.why, broker=gateway.settings.broker.mode)
-        self._life = self.process.lives
-        self._judge(
-            lambda: self.expected.started(gateway.settings, start.mode, start.why, self.process.clock.boot, process=first)
-        )
+        start, process = gateway.steering.origin.start, self.process
+        lives = process.lives - max(self._life, process.lives_before) if process.lives != self._life else 0
+        self._tell("starts" if lives else "anew", mode=start.mode, why=start.why, broker=gateway.settings.broker.mode)
+        self._life = process.lives
+        self._judge(lambda: self.expected.started(gateway.settings, start.mode, start.why, process.clock.boot, lives=lives))
 
     def _logs(self, event: dict[str, Any]) -> None:
         gateway = self.process.gateway

@@ -81,13 +81,14 @@ class Expected:
 
     # --- what is seen ---
 
-    def started(self, settings: Config, mode: str, why: str, boot: str, *, process: bool) -> None:
-        """A gateway begins with these; `process`: it is the first one of its process."""
-        if not process:
+    def started(self, settings: Config, mode: str, why: str, boot: str, *, lives: int) -> None:
+        """A gateway begins with these. `lives`: processes of this boot since the last one of which a gateway was seen; 0: it is
+        another one of the same process."""
+        if not lives:
             self.runs(settings)
             return
         name = name_of(settings)
-        self.crashes = self.crashes + 1 if boot == self._boot else 0
+        self.crashes = (self.crashes if boot == self._boot else -1) + lives
         self._boot = boot
         self._leaving = set()
         if mode == "trial":
@@ -167,7 +168,7 @@ class Expected:
         if re.search(r"crashed \d+ times on trial", why):
             require(self.crashes >= TRIAL_CRASHES, f"reverted after {self.crashes} crashes in this boot: {why}")
         elif new and not harm(new):
-            named = set(re.findall(r"\b(?:device|pipeline|sink) [\w-]+(?=: )|\b(?:broker|mesh|outbox|control)(?=: )", why))
+            named = set(re.findall(r"\b(?:device|pipeline|sink) [\w-]+(?=: )|\b(?:broker|mesh|outbox|control|reach)(?=: )", why))
             require(named and named <= differ(old, new), f"reverted, and did not cause it: {why}; it changed {differ(old, new)}")
         self._over(why)
 

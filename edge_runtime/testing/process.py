@@ -72,6 +72,8 @@ class Process:
         self.trouble: int | None = None
         """Of its disk; for the next lives as well, see `spoil`."""
         self.lives = self.boots = 0
+        self.lives_before = 0
+        """This boot."""
         self.away_s = AWAY_S
         self.on_start: Callable[[Gateway], None] = lambda _: None
         """Called with each gateway (a process may have several, one after the other) before it runs."""
@@ -130,6 +132,7 @@ class Process:
 
     def _boot(self) -> VirtualClock:
         self.boots += 1
+        self.lives_before = self.lives
         return VirtualClock(self._lan.loop, boot=f"{self.name}-boot-{self.boots}")
 
     def _world(self) -> World:

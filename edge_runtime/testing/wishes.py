@@ -14,8 +14,8 @@ from edge_runtime.config import Config
 from edge_runtime.testing.process import UNMADE
 
 SITE, NAME, MINE, ALL = "sim", "gw", "gw/gw", "group/default"
-AWAY, PLANT, SPARE = "10.9.9.9", "plant", "spare"
-"""Hosts of brokers: where there is none, and two that are run by somebody else."""
+AWAY, LONELY, PLANT, SPARE = "10.9.9.9", "lonely", "plant", "spare"
+"""Hosts of brokers: where there is none, one where nobody ever is, and two that are run by somebody else."""
 
 Patch = dict[str, Any]
 SINK = {"type": "https", "url": "http://127.0.0.1:1", "batch_records_max": 20}
@@ -125,11 +125,16 @@ def cut_off_and_less(rng: random.Random) -> Patch:
     return {"broker": external(AWAY), "sinks": {"plant": None}}
 
 
+def stranded(rng: random.Random) -> Patch:
+    """A broker that answers, and nobody who could configure the gateway there."""
+    return {"broker": external(LONELY)} | rng.choice(({}, threshold(rng)))
+
+
 GOOD: Mapping[Callable[[random.Random], Patch], int] = {
     threshold: 4, points: 2, period: 1, device: 2, sink: 2, restarts: 2, anew: 2, broker: 2, everything: 2,
 }  # fmt: skip
 HARMFUL: Mapping[Callable[[random.Random], Patch], int] = {
-    broken_device: 2, broken_and_less: 3, broken_sink: 2, bomb: 1, cut_off: 2, cut_off_and_less: 2,
+    broken_device: 2, broken_and_less: 3, broken_sink: 2, bomb: 1, cut_off: 2, cut_off_and_less: 2, stranded: 2,
 }  # fmt: skip
 INVALID: tuple[Patch, ...] = (
     {"devices": {"plc": {"period_s": "often"}}},
@@ -158,7 +163,9 @@ def harm(settings: Config) -> str:
     for name in settings.sinks:
         if name.startswith(UNMADE):
             return f"sink {name}"
-    return "broker" if AWAY in settings.broker.url and settings.broker.mode == "external" else ""
+    if settings.broker.mode == "external":
+        return next((part for host, part in ((AWAY, "broker"), (LONELY, "reach")) if host in settings.broker.url), "")
+    return ""
 
 
 def differ(old: Config, new: Config) -> set[str]:
@@ -169,7 +176,7 @@ def differ(old: Config, new: Config) -> set[str]:
         before, after = getattr(old, section), getattr(new, section)
         found |= {f"{kind} {name}" for name in after if before.get(name) != after[name]}
     if old.broker != new.broker:
-        found |= {"broker", "mesh"}
+        found |= {"broker", "mesh", "reach"}
     if old.outbox != new.outbox:
         found |= {"outbox"}
     for name, pipeline in new.pipelines.items():

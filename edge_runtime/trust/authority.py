@@ -14,11 +14,22 @@ from typing import Self
 import msgspec
 
 from edge_runtime.ports import Clock, EdgeError
-from edge_runtime.trust import certificates, files
+from edge_runtime.trust import certificates, files, passwords
 from edge_runtime.trust.envelope import AUTHORITY, open_roster, seal
 from edge_runtime.trust.envelope import ROSTER as CONTEXT
 from edge_runtime.trust.keys import PrivateKey
-from edge_runtime.trust.roster import MEMBERS_MAX, REVOKED_MAX, VERSION, Member, Revoked, Role, Roster, check_name, encode
+from edge_runtime.trust.roster import (
+    MEMBERS_MAX,
+    PEOPLE,
+    REVOKED_MAX,
+    VERSION,
+    Member,
+    Revoked,
+    Role,
+    Roster,
+    check_name,
+    encode,
+)
 
 MEMBER_DAYS = 2 * 365
 ROOM_TO_REVOKE = 2_000
@@ -84,9 +95,11 @@ class Authority:
         """A certificate, PEM, for the server at which gateways join: of no member, and in no roster."""
         return certificates.desk(self._key, self.ca, public)
 
-    def issue(self, csr: bytes, name: str, role: Role) -> bytes:
-        """A certificate, PEM, for a new member. Raises EdgeError: a name or a key that somebody has, a revoked key."""
+    def issue(self, csr: bytes, name: str, role: Role, password: str = "") -> bytes:
+        """A certificate, PEM, for a new member. `password`: of a person, hashed. Raises EdgeError: a name or a key that somebody
+        has, a revoked key."""
         check_name(name, role)
+        _check_password(name, role, password)
         public = certificates.requested(csr)
         with self._changing():
             if taken := self._roster.named(name):
@@ -94,23 +107,35 @@ class Authority:
                     f"{name} is taken: a member in the role {taken.role} has this name",
                     f"new hardware: edge-runtime gateway replace {name}; gone for good: edge-runtime site revoke {name}",
                 )
-            return self._admit(public, name, role, self._roster)
+            return self._admit(public, name, role, self._roster, password)
 
-    def replace(self, name: str, csr: bytes) -> bytes:
-        """A certificate for new hardware (or a new laptop) under the old name; the old key is revoked. One revision."""
+    def replace(self, name: str, csr: bytes, password: str = "") -> bytes:
+        """A certificate for new hardware (or a new laptop) under the old name; the old key is revoked, and the old password is
+        gone: whoever has the old laptop may have that, too. One revision."""
         public = certificates.requested(csr)
         with self._changing():
             member = self._member(name)
             if public == member.public:
                 raise EdgeError(f"{name}: this is the key that it has already", f"edge-runtime site renew {name}")
-            return self._admit(public, name, member.role, self._without(member, "replaced"))
+            _check_password(name, member.role, password)
+            return self._admit(public, name, member.role, self._without(member, "replaced"), password)
 
     def renew(self, name: str) -> bytes:
         """A certificate for the key that the member has, good for another period."""
         with self._changing():
             member = self._member(name)
-            others = tuple(each for each in self._roster.members if each is not member)
-            return self._admit(member.public, name, member.role, msgspec.structs.replace(self._roster, members=others))
+            roster = msgspec.structs.replace(self._roster, members=self._others(member))
+            return self._admit(member.public, name, member.role, roster, member.password)
+
+    def set_password(self, name: str, password: str) -> None:
+        """Of a person: another one, hashed; "" takes it away. Raises EdgeError: no such person; there is none to take away."""
+        with self._changing():
+            member = self._member(name)
+            if not (password or member.password):
+                raise EdgeError(f"{name} has no password", "edge-runtime site members shows who has one")
+            _check_password(name, member.role, password)
+            changed = msgspec.structs.replace(member, password=password)
+            self._commit(msgspec.structs.replace(self._roster, members=(*self._others(member), changed)))
 
     def revoke(self, name: str, why: str) -> None:
         """Ends a membership: the key, and every certificate that it ever had."""
@@ -135,7 +160,10 @@ class Authority:
             raise EdgeError(f"{name}: no member of {self.site}", "edge-runtime site members lists them")
         return member
 
-    def _admit(self, public: bytes, name: str, role: Role, roster: Roster) -> bytes:
+    def _others(self, member: Member) -> tuple[Member, ...]:
+        return tuple(each for each in self._roster.members if each is not member)
+
+    def _admit(self, public: bytes, name: str, role: Role, roster: Roster, password: str) -> bytes:
         """Writes the certificate first: one that is in no roster was handed to nobody."""
         if len(roster.members) >= MEMBERS_MAX or len(roster.revoked) > REVOKED_MAX - ROOM_TO_REVOKE:
             raise EdgeError(f"the site {self.site} is full", "revoke who is gone; after 6,000 revocations, make a new site")
@@ -147,15 +175,14 @@ class Authority:
         pem = certificates.issue(self._key, self.ca, public, (name, role), not_after_s)
         subject = certificates.parse(pem)
         files.write(self.folder / ISSUED / f"{subject.serial}.pem", pem)
-        member = Member(name, role, subject.key, subject.serial, subject.not_after_s)
+        member = Member(name, role, subject.key, subject.serial, subject.not_after_s, password)
         self._commit(msgspec.structs.replace(roster, members=(*roster.members, member)))
         return pem
 
     def _without(self, member: Member, why: str) -> Roster:
         """All certificates of the key: a broker knows them by their serial numbers only."""
         rows = tuple(Revoked(member.name, member.key, serial, why[:100]) for serial in self._serials(member))
-        others = tuple(each for each in self._roster.members if each is not member)
-        return msgspec.structs.replace(self._roster, members=others, revoked=(*self._roster.revoked, *rows))
+        return msgspec.structs.replace(self._roster, members=self._others(member), revoked=(*self._roster.revoked, *rows))
 
     def _serials(self, member: Member) -> list[str]:
         found = [certificates.parse(files.read(path)) for path in sorted((self.folder / ISSUED).glob("*.pem"))]
@@ -176,6 +203,20 @@ class Authority:
     def _read(self) -> None:
         self._signed = files.read(self.folder / ROSTER)
         self._roster = open_roster(self._signed, self.site, self.public)
+
+
+def check_role(name: str, role: Role) -> None:
+    """Raises EdgeError: nobody in this role has a password."""
+    if role not in PEOPLE:
+        raise EdgeError(f"{name} is a {role}: it has no password", f"passwords are for people: {', '.join(PEOPLE)}")
+
+
+def _check_password(name: str, role: Role, password: str) -> None:
+    """ "": none. Raises EdgeError."""
+    if password:
+        check_role(name, role)
+        if fault := passwords.wrong(password):
+            raise EdgeError(f"the password of {name} {fault}", "passwords.hashed makes one")
 
 
 def _signed(key: PrivateKey, ca: bytes, roster: Roster) -> bytes:

@@ -62,6 +62,35 @@ def write(path: Path, content: bytes, mode: int = PUBLIC) -> None:
         raise NotWritten(f"{path}: cannot be written: {error.strerror}", "is the disk full, or read-only?") from None
 
 
+class Watched:
+    """A file that another program may write while we run: `edge-runtime join`, with what came on a stick."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, ...] = ()
+
+    def news(self) -> bytes | None:
+        """What is in it, if it has changed since we were called last; the first time always. None also when it is not there: the
+        folder was moved away. Raises EdgeError."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise EdgeError(f"{self.path}: {error.strerror}", "this user must be able to read it") from None
+        # Not the time of writing alone: whoever copies a file may keep that of the old one, and a clock may stand at 1970.
+        seen = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if seen == self._seen:
+            return None
+        content = read(self.path)
+        self._seen = seen
+        return content
+
+    def forget(self) -> None:
+        """What was in it could not be dealt with: it is news once more."""
+        self._seen = ()
+
+
 def is_empty(folder: Path) -> bool:
     """Or not there at all. Raises EdgeError when that cannot be told."""
     try:

@@ -6,6 +6,7 @@ missing or wrong in it is an error, never "no site": that would open what was cl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,10 @@ class Identity:
     def key_file(self) -> Path:
         return self.folder / KEY
 
+    @property
+    def roster_file(self) -> Path:
+        return self.folder / ROSTER
+
     def sign(self, document: bytes, context: str) -> bytes:
         """An envelope in our name."""
         return seal(document, context, self.key, self.name)
@@ -124,9 +129,13 @@ class Identity:
             raise Forged(f"two rosters with revision {roster.revision}", "was the authority's folder restored from a backup?")
         if roster.revision <= self.roster.revision:
             return False
-        files.write(self.folder / ROSTER, payload)
+        _keep(self.roster_file, payload)
         self.roster, self.signed_roster = roster, payload
         return True
+
+    def keep_roster(self) -> None:
+        """Writes ours again, over an older one that somebody has put there. Raises EdgeError."""
+        files.write(self.roster_file, self.signed_roster)
 
     def take_certificate(self, pem: bytes) -> bool:
         """True: our renewed certificate, now on disk. False: ours runs as long. Raises EdgeError: not ours."""
@@ -135,7 +144,7 @@ class Identity:
             raise EdgeError(f"a certificate of {subject.name} ({subject.role}), not of {self.name} ({self.role})", _AGAIN)
         if subject.not_after_s <= self.not_after_s:
             return False
-        files.write(self.cert_file, pem)
+        _keep(self.cert_file, pem)
         self.subject = subject
         return True
 
@@ -155,6 +164,14 @@ class Identity:
 def _waiting(folder: Path) -> Path:
     folder = folder.absolute()
     return folder.with_name(folder.name + ".joining")
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """It may be there: `edge-runtime join` has put it there, beside a gateway that runs, and may not be done with the folder."""
+    with contextlib.suppress(EdgeError):
+        if files.read(path) == content:
+            return
+    files.write(path, content)
 
 
 def _own(pem: bytes, ca: bytes, key: PrivateKey) -> Subject:

@@ -15,10 +15,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from edge_runtime.ports import EdgeError
-from edge_runtime.trust import desk
+from edge_runtime.trust import desk, tls
 from edge_runtime.trust.desk import BadMessage, Greeting, Issued, Joined, Refusal, Request
 from edge_runtime.trust.enrolment import receive
-from edge_runtime.trust.tls import NO_CHECK_TIME
 from edge_runtime.trust.token import ASK, Token, ca_mark
 
 CONNECT_S_MAX = 5.0
@@ -158,12 +157,8 @@ def _compared(ca: str, token: Token) -> str:
 
 def _pinned(ca: str) -> ssl.SSLContext:
     """Only who has a certificate of this CA."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = tls.client_context(ca=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= NO_CHECK_TIME
-    context.load_verify_locations(cadata=ca)
     return context
 
 

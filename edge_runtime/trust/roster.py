@@ -10,6 +10,7 @@ import msgspec
 
 from edge_runtime.document import NAME
 from edge_runtime.ports import EdgeError
+from edge_runtime.trust import passwords
 from edge_runtime.trust.keys import fingerprint
 
 VERSION = 1
@@ -37,14 +38,17 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 """A raw Ed25519 public key in hex."""
 Serial = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}$")]
 """Of a certificate, in hex."""
+Password = Annotated[str, msgspec.Meta(pattern=passwords.PATTERN)]
+"""A hash of one: see passwords.py."""
 
 
 class Forged(EdgeError):
     """A document that nobody of this site has signed as it is, or that does not keep the contract of a signed one."""
 
 
-class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A gateway or a person, with the certificate that is in force."""
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A gateway or a person, with the certificate that is in force. What has its default is not written: a roster without
+    passwords is read by gateways that know of none."""
 
     name: Name
     role: Role
@@ -52,6 +56,13 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     serial: Serial
     not_after_s: int
     """Seconds since 1970: until then it should have been renewed. Judged only by a clock that is synchronised."""
+    password: Password = ""
+    """Of a person, hashed: with it a client gets into the broker that has no certificate. "": only with the certificate."""
+
+    @property
+    def password_line(self) -> str:
+        """Of a mosquitto password file: the name has no colon, and so is not that of the certificate."""
+        return f"{self.name}:{self.password}"
 
     @property
     def public(self) -> bytes:
@@ -122,6 +133,11 @@ def decode(document: bytes) -> Roster:
             raise Forged(f"roster: two members have the same {what}", "was it made by `edge-runtime site`?")
     if any(roster.is_revoked(key=each.key) for each in roster.members):
         raise Forged("roster: a member has a revoked key", "was it made by `edge-runtime site`?")
+    for each in roster.members:
+        if each.password and each.role not in PEOPLE:
+            raise Forged(f"roster: {each.name} is {each.role}, and has a password", "passwords are for people")
+        if each.password and (fault := passwords.wrong(each.password)):
+            raise Forged(f"roster: the password of {each.name} {fault}", "was it made by `edge-runtime site`?")
     return roster
 
 

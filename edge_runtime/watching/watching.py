@@ -54,6 +54,8 @@ class Watching:
         self._page, self._stale_at_s = Page(503, http.TEXT, b""), 0.0
         self._measuring: asyncio.Future[Machine] | None = None
         self._read_vitals = world.vitals(gateway.data_dir)
+        self.served, self.cause = False, ""
+        """Whether the pages can be had; why not."""
         self.services: dict[str, Callable[[], Awaitable[None]]] = {}
         if settings.metrics is not None:
             self._listen = listener(settings.metrics.listen)
@@ -67,16 +69,17 @@ class Watching:
     async def _serve(self) -> None:
         """Until cancelled. An address that is taken is tried again: nothing else waits for it."""
         pages = {"/metrics": self._metrics, "/health": self._health, "/live": self._live}
-        wait_s, said = LISTEN_S_MIN, ""
+        wait_s = LISTEN_S_MIN
         while True:
             try:
                 async with http.listening(pages, *self._listen) as at:
                     self._log.info("metrics_served", at=at)
+                    self.served, self.cause = True, ""
                     await asyncio.Event().wait()
             except http.CannotListen as error:
-                if error.cause != said:
+                if error.cause != self.cause:
                     self._log.error("metrics_not_served", cause=error.cause, hint=error.hint)
-                said = error.cause
+                self.served, self.cause = False, error.cause
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, LISTEN_S_MAX)
 

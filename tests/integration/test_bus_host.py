@@ -19,6 +19,7 @@ from brokers import free_port, mosquitto, save_now
 
 from edge_runtime.board.system import SystemClock, SystemDice
 from edge_runtime.bus import host
+from edge_runtime.bus import mosquitto as told
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.host import BrokerHost
 from edge_runtime.config import Broker
@@ -176,7 +177,7 @@ def test_neither_program_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_program_that_ends_at_once_is_an_error_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("mosquitto")
-    monkeypatch.setattr(host, "_MOSQUITTO", host._MOSQUITTO + "no_such_setting 1\n")
+    monkeypatch.setattr(told, "_SETTINGS", told._SETTINGS + "no_such_setting 1\n")
 
     async def main() -> None:
         with pytest.raises(BrokerError, match="no_such_setting"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from edge_runtime.bus import topics
-from edge_runtime.bus.acl import acl
+from edge_runtime.bus.acl import acl, acl_of_names
 from edge_runtime.trust.roster import VERSION, Member, Role, Roster
 
 
@@ -76,6 +78,23 @@ def test_a_receiver_says_receipts_and_nothing_else() -> None:
     found = sections(acl("s", Roster(VERSION, "s", 1, (member("cloud", "receiver"),), ()), "press"))["receiver:cloud"]
     assert [line for line in found if " deny " not in line] == ["topic write edge/s/gw/+/receipt/cloud"]
     assert "topic deny edge/s/gw/receiver:cloud/#" in found
+
+
+def test_with_a_password_each_one_may_what_it_may_with_a_certificate_and_nothing_as_a_gateway() -> None:
+    people: dict[str, Role] = {"alice": "engineer", "olaf": "operator", "vera": "viewer"}
+    named = [msgspec.structs.replace(member(name, role), password="x") for name, role in people.items()]
+    roster = Roster(
+        VERSION, "s", 1, (member("press", "gateway"), *named, member("eve", "engineer"), member("scale", "device")), ()
+    )
+    found, theirs = sections(acl("s", roster, "press")), sections(acl_of_names("s", roster))
+    assert list(theirs) == ["", *people]  # nobody without a password
+    assert theirs[""] == []  # and no pattern, in which %u would be a gateway's name
+    for name in people:
+        who = f"person:{name}"
+        by_pattern = [each.replace("pattern", "topic").replace("%u", who) for each in found[""]]
+        assert sorted(theirs[name]) == sorted([*by_pattern, *found[who]])
+        assert not [each for each in theirs[name] if f"/{name}/" in each or "%" in each]
+    assert "topic read scale/#" in theirs["vera"]
 
 
 def test_only_engineers_bring_renewed_certificates() -> None:

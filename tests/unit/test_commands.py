@@ -291,6 +291,24 @@ def test_a_write_that_a_crash_interrupted_is_unknown_and_never_repeated(tmp_path
     simulated(scenario, tmp_path)
 
 
+def test_a_command_that_breaks_is_logged_and_unknown_from_then_on(tmp_path: Path) -> None:
+    async def scenario(steered: Steered, person: Person) -> None:
+        def broken(*_: Any, **__: Any) -> Any:
+            raise ZeroDivisionError("a fault of ours")
+
+        steered.gateway.sources["d"].write = broken  # type: ignore[method-assign]
+        payload = person.payload(args={"point": "d/speed", "value": 40})
+        await person.send("write", payload)
+        await until(lambda: steered.site.events("command_broke"))
+        assert not person.replies
+        await person.send("write", payload)
+        await until(lambda: person.replies)
+        assert person.replies[0].outcome == "unknown"
+        assert (await person.write(40, "two", until_ns=0)).outcome != "verified"  # and the next one is heard
+
+    commanded(scenario, tmp_path)
+
+
 def test_a_flood_is_bounded_and_counted(tmp_path: Path) -> None:
     async def scenario(steered: Steered, person: Person) -> None:
         found = steered.gateway.commands

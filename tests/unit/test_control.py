@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 from steered import Steered
 from worlds import Site, plc, simulated, until
+
+from edge_runtime.bus import topics
+from edge_runtime.testing.network import FakeBroker
 
 DEVICES = {"devices": {"d": plc("x", "y"), "e": plc("z")}}
 RULES = [{"name": "high", "output": "x.max", "above": 1e9}]
@@ -134,6 +138,74 @@ def test_a_change_that_cuts_it_off_is_taken_back_without_a_network(tmp_path: Pat
             report = await steered.reported("reverted")
             assert steered.gateway.settings.broker.mode == "hosted"
             assert "broker" in report.cause
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_broker_that_answers_is_not_enough_somebody_has_to_speak_there(tmp_path: Path) -> None:
+    """At `elsewhere` a broker runs. Nobody is there at first; then somebody says the same document; then a command is given."""
+
+    async def scenario(site: Site) -> None:
+        elsewhere = FakeBroker(site.lan, "elsewhere")
+        moved = {"broker": {"mode": "external", "url": "mqtt://elsewhere"}, "control": {"trial_s": 20}}
+        control = {"trial_s": 20, "from_network": True}
+        async with Steered(site, **DEVICES, **PIPELINES, control=control).running() as steered:
+            await steered.reported("active")
+            await steered.want(revision=1, patch=moved)
+            report = await steered.reported("reverted")
+            assert "reach: nobody who may steer it has spoken to it on this broker" in report.cause
+            assert steered.gateway.settings.broker.mode == "hosted"
+            assert not [each for each in site.events("document_said_again") if each["revision"] == 1]
+
+            await steered.want(revision=2, patch=moved)
+            await until(lambda: steered.gateway.settings.broker.mode == "external")
+            await asyncio.sleep(10)
+            assert not site.events("configuration_confirmed")
+            document = json.dumps({"revision": 2, "patch": moved}).encode()
+            await steered.publish(topics.desired("s", "gw/g"), document, retain=True, at="elsewhere")
+            await until(lambda: site.events("configuration_confirmed"))
+            assert elsewhere.running
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_command_is_a_call_too_and_a_rollback_needs_none(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        FakeBroker(site.lan, "elsewhere")
+        moved = {"broker": {"mode": "external", "url": "mqtt://elsewhere"}}
+        control = {"trial_s": 20, "from_network": True}
+        async with Steered(site, **DEVICES, **PIPELINES, control=control).running() as steered:
+            await steered.reported("active")
+            await steered.want(patch=moved)
+            await until(lambda: steered.gateway.settings.broker.mode == "external")
+            await asyncio.sleep(2)
+            await steered.publish(topics.gateway("s", "g", "cmd", "time"), b'{"id": "1"}', at="elsewhere")
+            await until(lambda: site.events("configuration_confirmed"))
+            assert steered.gateway.control
+            await steered.gateway.control.rollback("alice")
+            await until(lambda: len(site.events("configuration_confirmed")) == 2)
+            assert steered.gateway.settings.broker.mode == "hosted"
+
+    simulated(scenario, tmp_path)
+
+
+def test_what_its_own_broker_has_kept_is_no_call(tmp_path: Path) -> None:
+    """Its broker moves to another port, with all that it remembers: the very document is retained there."""
+
+    async def scenario(site: Site) -> None:
+        control = {"trial_s": 20, "from_network": True}
+        async with Steered(site, **DEVICES, **PIPELINES, control=control).running() as steered:
+            await steered.reported("active")
+            patch = {"broker": {"queued_messages_max": 5_000, "listen": "0.0.0.0"}, "control": {"trial_s": 15}}
+            await steered.want(revision=1, patch=patch)
+            report = await steered.reported("reverted")
+            assert "reach: nobody" in report.cause
+            await until(lambda: site.broker.running and steered.gateway.settings.broker.listen == "127.0.0.1")
+            await steered.want(revision=2, patch=patch)
+            await until(lambda: steered.gateway.settings.broker.listen == "0.0.0.0")
+            await asyncio.sleep(2)
+            await steered.want(revision=2, patch=patch)
+            await steered.reported("active")
 
     simulated(scenario, tmp_path)
 

@@ -226,6 +226,22 @@ def test_what_can_fail_of_a_site_wide_change(path: str, value: Any, parts: tuple
     assert (found.everything, found.parts) == ((path,), parts)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "moves"),
+    [
+        ({"mode": "external"}, {"mode": "external", "url": "mqtt://10.0.0.2"}, True),
+        ({"mode": "external"}, {"mode": "external", "url": "mqtt://other:secret@localhost"}, False),  # the same, as another one
+        ({"mode": "external"}, {"mode": "hosted"}, True),
+        ({"mode": "hosted"}, {"mode": "hosted", "listen": "0.0.0.0"}, True),
+        ({"mode": "hosted"}, {"mode": "hosted", "url": "mqtt://127.0.0.1:1884"}, True),
+        ({"mode": "hosted"}, {"mode": "hosted", "queued_messages_max": 5}, False),
+    ],
+)
+def test_it_says_where_others_have_to_look_for_it_then(before: dict[str, Any], after: dict[str, Any], moves: bool) -> None:
+    one, other = (Config.model_validate({"site": "s", "gateway": "g", "broker": each}) for each in (before, after))
+    assert plan(one, other).moves is moves
+
+
 def test_of_a_section_that_nobody_thought_of_anything_can_fail() -> None:
     parts = planned(("site", "other")).parts
     assert {"device idle", "pipeline raw", "sink cloud", "broker", "mesh", "outbox", "control", "metrics"} <= set(parts)

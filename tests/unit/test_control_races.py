@@ -238,3 +238,39 @@ def test_an_outbox_that_does_not_open_is_taken_back(tmp_path: Path) -> None:
             await until(lambda: steered.gateway.settings.outbox.drain_s_max == 1 and steered.gateway.started.is_set())
 
     simulated(scenario, tmp_path)
+
+
+def test_a_newer_document_that_waits_for_its_turn_is_not_said_over(tmp_path: Path) -> None:
+    """One layer is on trial, and everything was built anew for it: another layer's new document waits, on a new connection, on
+    which the gateway says what the broker misses."""
+
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **SETTINGS).running() as steered:
+            await steered.reported("active")
+            await steered.want("group/default", revision=1, patch={"devices": {"d": {"period_s": 0.6}}})
+            await until(lambda: site.events("configuration_confirmed"))
+            await steered.want(revision=1, patch={"outbox": {"drain_s_max": 2}})
+            await until(lambda: len(steered.gateways) == 2 and site.broker.running and steered.gateway.control.trying.judge)  # type: ignore[union-attr]
+            await steered.want("group/default", revision=2, patch={"devices": {"d": {"period_s": 0.7}}})
+            await until(lambda: len(site.events("configuration_confirmed")) == 3)
+            assert not site.events("document_said_again")
+            assert steered.gateway.settings.devices["d"].period_s == 0.7
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_good_document_does_not_fall_with_a_bad_one_for_which_all_was_built_anew(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **SETTINGS).running() as steered:
+            await steered.reported("active")
+            await steered.want(revision=1, patch={"outbox": {"drain_s_max": 2}, "devices": {"d": {"options": {"lost": 1}}}})
+            await until(lambda: len(steered.gateways) == 2 and site.broker.running)
+            await asyncio.sleep(1)
+            await steered.want("group/default", revision=1, patch={"devices": {"e": {"period_s": 0.7}}})
+            await until(lambda: site.events("configuration_confirmed"))
+            (reverted,) = site.events("configuration_reverted")
+            assert "lost on purpose" in reverted["cause"]
+            assert steered.gateway.settings.devices["e"].period_s == 0.7
+            assert steered.gateway.settings.outbox.drain_s_max == 1
+
+    simulated(scenario, tmp_path)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from keepers import Plant, simulated
+from keepers import Gateway, Plant, simulated
 from trusted import Later, Site
 
 from edge_runtime.control.audit import Kind
-from edge_runtime.control.keeping import WAITING_BYTES_MAX, WAITING_MAX
-from edge_runtime.trust import envelope
+from edge_runtime.control.keeping import LOOK_S, WAITING_BYTES_MAX, WAITING_MAX
+from edge_runtime.trust import envelope, files
 from edge_runtime.trust.authority import Authority
 from edge_runtime.trust.files import NotWritten
 from edge_runtime.trust.roster import encode
@@ -190,5 +190,129 @@ def test_large_ones_do_not_fill_the_memory(tmp_path: Path) -> None:
         await plant.say_roster(b"x" * (WAITING_BYTES_MAX + 1))
         await plant.settled(1)
         assert sum(press.link.bad.values()) == 1
+
+    simulated(scenario, tmp_path)
+
+
+# --- on a stick ------------------------------------------------------------------------------------------------------
+
+
+def by_stick(gateway: Gateway, payload: bytes) -> None:
+    """As `edge-runtime join --roster` does, in another process."""
+    files.write(gateway.identity.roster_file, payload)
+
+
+def test_one_that_comes_on_a_stick_is_taken_while_it_runs_and_handed_on(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        press, saw = plant.start("press"), plant.start("saw")
+        plant.site.roster(press.identity, saw.identity)
+        await plant.settled()
+        plant.site.member("oven")
+        plant.site.authority.revoke("oven", "stolen")
+        by_stick(press, plant.site.authority.roster())
+        there = press.identity.roster_file.stat()
+        await plant.settled(LOOK_S + 0.1)
+        assert press.identity.roster.revision == 5
+        assert press.identity.roster_file.stat().st_ino == there.st_ino  # who has put it there may still be at it
+        (entry,) = [each for each in press.audit if each.subject == "roster"]
+        assert (entry.via, entry.outcome) == (str(press.identity.roster_file), "taken")
+        assert entry.requested == {"revision": 5, "members": 2, "revoked": ["oven"]}
+        await plant.settled()
+        assert saw.identity.roster.revision == 5
+        assert plant.rosters() == 2  # of the one before, and of this
+
+    simulated(scenario, tmp_path)
+
+
+def test_without_any_broker_too(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        plant.broker.kill()
+        press = plant.start("press")
+        seen: list[int] = []
+        press.keeping.changed.append(lambda: seen.append(press.identity.roster.revision))
+        await plant.settled()
+        plant.site.member("saw")
+        by_stick(press, plant.site.authority.roster())
+        await plant.settled()
+        assert (press.connections, seen) == (0, [3])
+
+    simulated(scenario, tmp_path)
+
+
+def test_an_older_one_on_the_disk_is_replaced_by_ours(tmp_path: Path) -> None:
+    """Somebody copied it there; or the network was faster than `join`, which had begun before."""
+
+    async def scenario(plant: Plant) -> None:
+        old = plant.site.authority.roster()
+        press = plant.start("press")
+        await plant.settled()
+        full = True
+
+        def no_room(function: object) -> None:
+            if full and getattr(function, "__name__", "") == "keep_roster":
+                raise NotWritten("roster.json: cannot be written: No space left on device", "is the disk full?")
+
+        press.worker.before = no_room
+        by_stick(press, old)
+        await plant.settled(5 * LOOK_S)
+        assert press.log.count("roster_not_kept") == 1
+        assert "No space left" in press.keeping.standing.cause
+        full = False
+        await plant.settled()
+        assert press.identity.roster_file.read_bytes() == press.identity.signed_roster
+        assert (press.identity.roster.revision, press.keeping.standing.cause) == (2, "")
+
+    simulated(scenario, tmp_path)
+
+
+def test_what_our_authority_has_not_signed_is_told_of_once_and_left_there(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        press = plant.start("press")
+        await plant.settled()
+        other = Site(tmp_path / "other", plant.site.name)
+        other.member("press")
+        by_stick(press, other.authority.roster())
+        await plant.settled(5 * LOOK_S)
+        assert press.identity.roster.revision == 2
+        assert press.identity.roster_file.read_bytes() == other.authority.roster()
+        assert press.keeping.refused == {"forged": 1}
+        press.identity.folder.rename(tmp_path / "press.old")  # it leaves the site
+        await plant.settled(2 * LOOK_S)
+        assert not press.identity.folder.exists()
+        assert press.keeping.standing.cause == ""
+
+    simulated(scenario, tmp_path)
+
+
+def test_two_of_one_revision_on_the_disk_are_told_of_and_nobody_fights(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        authority = plant.site.authority
+        backup = authority.roster()
+        press = plant.start("press")
+        await plant.settled()
+        (authority.folder / "roster.json").write_bytes(backup)
+        restored = Authority.open(authority.folder, "correct horse battery", Later())
+        restored.issue(plant.site.csr("other"), "other", "gateway")
+        by_stick(press, restored.roster())
+        await plant.settled(5 * LOOK_S)
+        assert press.keeping.refused == {"conflict": 1}
+        assert press.identity.roster_file.read_bytes() == restored.roster()
+        assert press.identity.roster.named("press")
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_flood_does_not_hide_the_one_on_the_stick(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        press = plant.start("press")
+        await plant.settled()
+        press.worker.delay_s = (0.2, 0.2)
+        plant.site.member("saw")
+        by_stick(press, plant.site.authority.roster())
+        for number in range(100):
+            await plant.say_roster(b"%d" % number)
+            await plant.settled(0.1)
+        assert press.keeping.refused["flood"]
+        assert press.identity.roster.revision == 3
 
     simulated(scenario, tmp_path)

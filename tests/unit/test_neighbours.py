@@ -101,6 +101,7 @@ class Plant:
                     lambda s=settings: s,
                     file,
                     lambda: InlineWorker(loop.rng("worker")),
+                    lambda: False,
                     SeededDice(loop.rng(name)),
                     LOG,
                 )

@@ -14,7 +14,7 @@ from edge_runtime.control.renewing import LOOK_S
 from edge_runtime.ports import Message
 from edge_runtime.records import Stamp
 from edge_runtime.testing.network import FakeBroker
-from edge_runtime.trust import envelope
+from edge_runtime.trust import envelope, files
 from edge_runtime.trust.authority import Authority
 from edge_runtime.trust.files import NotWritten
 
@@ -217,6 +217,42 @@ def test_a_full_disk_takes_it_later(tmp_path: Path) -> None:
         full = False
         await plant.settled()
         assert press.identity.not_after_s > before
+
+    simulated(scenario, tmp_path)
+
+
+def by_stick(gateway: Gateway, certificate: bytes, roster: bytes = b"") -> None:
+    """As `edge-runtime join --answer` does, in another process."""
+    files.write(gateway.identity.cert_file, certificate)
+    if roster:
+        files.write(gateway.identity.roster_file, roster)
+
+
+def test_a_certificate_on_a_stick_is_taken_while_it_runs(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        press = plant.start("press")
+        clock(press, 1.5)
+        await plant.settled()
+        assert requests(plant)
+        by_stick(press, authority(plant, 1.5).renew("press"), authority(plant, 1.5).roster())
+        await plant.settled()
+        assert press.identity.not_after_s == NOW_S + int(3.5 * YEAR_S)
+        (entry,) = [each for each in press.audit if each.subject == "certificate"]
+        assert (entry.via, entry.outcome) == (str(press.identity.cert_file), "renewed")
+        assert kept(plant) == b""  # nothing is asked for any more
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_certificate_on_the_disk_that_is_not_ours_is_told_of_once_and_left_there(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        press, saw = plant.start("press"), plant.start("saw")
+        await plant.settled()
+        before, other = press.identity.subject, saw.identity.cert_file.read_bytes()
+        by_stick(press, other)
+        await plant.settled(5 * LOOK_S)
+        assert (press.identity.subject, press.renewing.refused) == (before, {"forged": 1})
+        assert press.identity.cert_file.read_bytes() == other
 
     simulated(scenario, tmp_path)
 

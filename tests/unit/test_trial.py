@@ -9,12 +9,14 @@ from msgspec.structs import replace
 
 from edge_runtime.control import trial
 from edge_runtime.control.trial import (
+    CALLED,
     CRASHES_MAX,
     CRASHES_TRIAL_MAX,
     EVERYTHING,
     OK,
     SETTLE_S,
     STARTING,
+    TRIAL_S,
     Judge,
     Life,
     News,
@@ -188,6 +190,20 @@ def judged(terms: Terms, *seen: tuple[float, dict[str, Part]]) -> Verdict | None
     """The first verdict."""
     judge = Judge(terms)
     return next((verdict for at_s, now in seen if (verdict := judge.see(at_s, now))), None)
+
+
+def test_who_has_to_be_called_is_judged_by_that_and_nobody_else_is() -> None:
+    silent = Part("failed", "nobody has spoken to it")
+    terms = Terms(("broker", CALLED), {"broker": OK, CALLED: silent})
+    verdict = judged(terms, (0, {"broker": OK, CALLED: silent}), (TRIAL_S, {"broker": OK, CALLED: silent}))
+    assert verdict == Verdict(False, f"not ok after {TRIAL_S:g} s: reach: nobody has spoken to it")  # as before, and no excuse
+    verdict = judged(terms, (50, {"broker": OK, CALLED: OK}), (50 + SETTLE_S, {"broker": OK, CALLED: OK}))
+    assert verdict
+    assert verdict.confirm
+    for others in (("broker",), (EVERYTHING,)):
+        verdict = judged(Terms(others, {"broker": OK}), *((at_s, {"broker": OK, CALLED: silent}) for at_s in (0.0, SETTLE_S)))
+        assert verdict
+        assert verdict.confirm
 
 
 def test_it_confirms_when_all_is_ok_for_long_enough() -> None:

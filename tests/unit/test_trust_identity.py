@@ -277,3 +277,28 @@ def test_envelopes_of_a_folder_that_was_loaded_again_hold(tmp_path: Path) -> Non
     alice = Identity.load(site.member("alice", "engineer").folder)
     assert alice is not None
     assert envelope.open(alice.sign(b"{}", "desired"), "desired", alice.roster).by == "alice"
+
+
+# --- a file that somebody else writes --------------------------------------------------------------------------------
+
+
+def test_a_file_is_news_once_and_when_it_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    watched = files.Watched(path)
+    assert watched.news() is None
+    path.write_bytes(b"one")
+    written = path.stat()
+    assert [watched.news(), watched.news()] == [b"one", None]
+    while path.stat().st_ctime_ns == written.st_ctime_ns:  # the file system's clock ticks every few milliseconds
+        path.write_bytes(b"two")  # as long, and by its date as old
+        os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert [watched.news(), watched.news()] == [b"two", None]
+    files.write(path, b"two")
+    assert watched.news() == b"two"
+    watched.forget()
+    assert watched.news() == b"two"
+    path.unlink()
+    assert watched.news() is None
+    path.mkdir()
+    with pytest.raises(EdgeError, match=r"roster\.json: Is a directory"):
+        watched.news()

@@ -14,12 +14,22 @@ from edge_runtime.trust.roster import MEMBERS_MAX, REVOKED_MAX, Forged, Member, 
 
 PRESS = Member("press-1", "gateway", "aa" * 32, "1f", 2_000_000_000)
 ALICE = Member("alice", "engineer", "bb" * 32, "2f", 2_000_000_000)
+HASH = f"$7$10000${'c' * 16}${'d' * 86}=="
 BOB = Revoked("bob", "cc" * 32, "3f", "left the company")
 ROSTER = Roster(1, "plant-1", 7, (PRESS, ALICE), (BOB,))
 
 
 def test_it_comes_back_from_the_wire() -> None:
     assert decode(encode(ROSTER)) == ROSTER
+
+
+def test_a_roster_without_passwords_is_as_it_always_was() -> None:
+    """A gateway that knows of none reads it; and this one reads what was signed before there were any."""
+    assert b"password" not in encode(ROSTER)
+    old = b'{"name":"alice","role":"engineer","key":"%s","serial":"2f","not_after_s":2000000000}' % (b"bb" * 32)
+    assert old in encode(ROSTER)
+    named = msgspec.structs.replace(ROSTER, members=(PRESS, msgspec.structs.replace(ALICE, password=HASH)))
+    assert decode(encode(named)) == named
 
 
 def test_members_are_found_by_fingerprint_and_name() -> None:
@@ -50,6 +60,21 @@ def test_a_copy_finds_its_own_members() -> None:
         (r"members\[0\].name", {"members": (msgspec.structs.replace(PRESS, name="person:x"),)}),
         (r"members\[0\].role", {"members": (msgspec.structs.replace(PRESS, role="root"),)}),
         (r"members\[0\].key", {"members": (msgspec.structs.replace(PRESS, key="AA" * 32),)}),
+        ("press-1 is gateway, and has a password", {"members": (msgspec.structs.replace(PRESS, password=HASH),)}),
+        *(
+            (told, {"members": (PRESS, msgspec.structs.replace(ALICE, password=password))})
+            for told, password in (
+                (r"members\[1\].password", "in plain words"),
+                (r"members\[1\].password", HASH + "\n"),
+                (r"members\[1\].password", HASH + "\nbob:" + HASH),
+                (r"members\[1\].password", HASH.replace("$7$", "$6$")),
+                (r"members\[1\].password", HASH.replace("10000", "010000")),
+                (r"members\[1\].password", HASH.replace("10000", "1000000")),
+                (r"members\[1\].password", HASH.replace("c", ":")),
+                (r"members\[1\].password", HASH.removesuffix("==")),
+                ("password of alice takes 99999 rounds", HASH.replace("10000", "99999")),
+            )
+        ),
         (r"members\[0\].serial", {"members": (msgspec.structs.replace(PRESS, serial="-5"),)}),
         ("revision", {"revision": 0}),
         ("revision", {"revision": 2**53}),
@@ -66,7 +91,7 @@ def test_what_is_no_roster_is_refused_in_words(told: str, changes: dict[str, Any
 
 def test_the_largest_site_fits_into_one_document() -> None:
     longest = "n" * 63
-    members = tuple(Member(longest, "gateway", "aa" * 32, "f" * 40, 2**40) for _ in range(MEMBERS_MAX))
+    members = tuple(Member(longest, "engineer", "aa" * 32, "f" * 40, 2**40, HASH) for _ in range(MEMBERS_MAX))
     revoked = tuple(Revoked(longest, "cc" * 32, "f" * 40, "w" * 100) for _ in range(REVOKED_MAX))
     crl_bytes = REVOKED_MAX * 40 * 4 // 3
     size_bytes = len(encode(Roster(1, longest, 2**53 - 1, members, revoked))) + crl_bytes

@@ -17,7 +17,7 @@ from edge_runtime.bus.control import Fault, Reported
 from edge_runtime.cli.config import shape
 from edge_runtime.config import Config
 from edge_runtime.control.layers import BadLayers, Effective, Layer, merge, validated
-from edge_runtime.control.plan import plan
+from edge_runtime.control.plan import Plan, plan
 from edge_runtime.control.redaction import HIDDEN, Schemas, redacted
 from edge_runtime.document import dotted
 
@@ -37,6 +37,8 @@ class Preview:
     restarts: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     unknown: tuple[str, ...] = ()
+    broker: Mapping[str, Any] | None = None
+    """This section, where the change moves the broker."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,13 @@ def preview(report: Reported, stack: Stack, schemas: Schemas) -> Preview:
     unknown = [f"{path}: falls back to what the layers below say" for path in _taken_back(stack)]
     unknown += [f"{layer} counts more, and what it says is not known here" for layer in stack.unclear]
     faults = _new(_faults(after, schemas), _faults(Effective(now, {}), schemas))
-    does, restarts = _does(now, after.config)
-    if does is None and not faults:
+    found = _plan(now, after.config)
+    if found is None and not faults:
         unknown.append("what restarts cannot be told from here: this program is another version than the gateway's")
-    return Preview(name, tuple(_changes(now, after.config)), does or (), restarts, faults, tuple(unknown))
+    found = found or Plan()
+    broker = after.config.get("broker") if found.moves else None
+    changes = tuple(_changes(now, after.config))
+    return Preview(name, changes, tuple(found.describe()), found.restarts, faults, tuple(unknown), broker)
 
 
 def _covered(layer: Layer, content: Mapping[str, Any]) -> Layer:
@@ -99,13 +104,12 @@ def _changes(now: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str
     return [(path, was, will) for path, was, will in told if was != will]
 
 
-def _does(now: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+def _plan(now: Mapping[str, Any], after: Mapping[str, Any]) -> Plan | None:
     """None: it cannot be told. Without the adapters, so a changed option counts as the larger restart that it may be."""
     try:
-        found = plan(Config.model_validate(now), Config.model_validate(after))
+        return plan(Config.model_validate(now), Config.model_validate(after))
     except ValidationError:
-        return None, ()
-    return tuple(found.describe()), found.restarts
+        return None
 
 
 def _faults(effective: Effective, schemas: Schemas) -> tuple[Fault, ...]:

@@ -46,7 +46,7 @@ async def _in_force(wanted: Wanting) -> Desired | None:
 def believed(talk: Talk, target: str, gateway: str, payload: bytes) -> Desired:
     """The document of a layer, as a gateway tells it: as a person has signed it; or without its secrets, and so without the
     signature. Of its own layer the gateway may be believed: nobody else gets what is built on it. Raises EdgeError."""
-    if talk.identity is None or envelope.is_signed(payload):
+    if talk.roster is None or envelope.is_signed(payload):
         return messages.desired(talk.of_person(payload), target)
     if target != f"gw/{gateway}":
         cause = f"the document of {target} that is in force holds secrets, which a gateway tells to nobody: it cannot be built on"

@@ -19,17 +19,21 @@ from edge_runtime.bus.control import Desired, Fault, LayerState, Reported
 from edge_runtime.cli import terminal
 from edge_runtime.cli.config import patching
 from edge_runtime.cli.config.following import TRIAL_S, Following
+from edge_runtime.cli.config.moving import Elsewhere, places
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import IN_FORCE, Seen
 from edge_runtime.cli.mesh import finding
 from edge_runtime.cli.talking import Talk
 from edge_runtime.control.layers import Layer, layer_name
 from edge_runtime.document import NAME
-from edge_runtime.ports import EdgeError
+from edge_runtime.ports import EdgeError, Message
 from edge_runtime.sources.registry import Registry
 
 Content = Mapping[str, Any]
 """{"patch": ...} or {"config": ...}"""
+
+LOOK_S = 0.2
+"""From one look at what is heard elsewhere to the next."""
 
 OFFLINE = "is offline: it takes it when it is back"
 
@@ -134,6 +138,8 @@ async def look(talk: Talk, gateway: str) -> Seen:
 async def want(wanted: Wanting, content: Content) -> int:
     """Shows, asks, publishes, follows; the exit status. Raises EdgeError."""
     args, desired = wanted.args, wanted.document(content)
+    for name in wanted.members:
+        wanted.talk.check_taken(name, wanted.seen.reports[name].config or {}, "desired")
     previews = wanted.previews(desired)
     out = sys.stderr if args.json else sys.stdout
     _show(wanted, desired, previews, lambda line: print(line, file=out))
@@ -148,20 +154,38 @@ async def want(wanted: Wanting, content: Content) -> int:
     following = Following(
         desired.digest, [name for name in wanted.members if wanted.seen.online.get(name, True)], _trial_s(wanted)
     )
-    await wanted.talk.publish(topics.desired(wanted.talk.site, wanted.target), payload, retain=True)
-    print(f"published revision {desired.revision} for {wanted.target} ({desired.digest[:12]})", file=out, flush=True)
-    await follow(wanted.talk, wanted.seen, following, lambda line: print(line, file=out, flush=True))
+    topic = topics.desired(wanted.talk.site, wanted.target)
+    async with _elsewhere(wanted, desired, previews, topic, payload) as there:
+        await wanted.talk.publish(topic, payload, retain=True)
+        print(f"published revision {desired.revision} for {wanted.target} ({desired.digest[:12]})", file=out, flush=True)
+        await follow(wanted.talk, wanted.seen, following, lambda line: print(line, file=out, flush=True), there)
     return finish(following, as_json=args.json)
 
 
-async def follow(talk: Talk, seen: Seen, following: Following, say: Callable[[str], None]) -> None:
-    """Until all that are waited for have come to an end, or say nothing any more."""
+def _elsewhere(wanted: Wanting, desired: Desired, previews: Sequence[Preview], topic: str, payload: bytes) -> Elsewhere:
+    """Where the change moves brokers: with the url that is wanted, not as a report shows it."""
+    said = desired.content.get("broker")
+    url = {"url": said["url"]} if isinstance(said, dict) and "url" in said else {}
+    talk = wanted.talk
+    found = places(talk.plan, talk.site, [{**each.broker, **url} for each in previews if each.broker is not None])
+    return Elsewhere(found, topic, payload, wanted.seen.filters())
+
+
+async def follow(
+    talk: Talk, seen: Seen, following: Following, say: Callable[[str], None], there: Elsewhere | None = None
+) -> None:
+    """Until all that are waited for have come to an end, or say nothing any more. `there`: where they may be meanwhile."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + following.patience_s
     while following.waiting:
-        message = await talk.hear(until_s)
+        if there and not there.heard.empty():
+            message: Message | None = there.heard.get_nowait()
+        else:
+            message = await talk.hear(min(until_s, loop.time() + LOOK_S) if there else until_s)
         if message is None:
-            return
+            if loop.time() >= until_s:
+                return
+            continue
         name = seen.take(message)
         if name and (line := following.take(seen.reports[name])):
             say(line)

@@ -54,13 +54,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
-    """--config, --broker, --site, --identity: `finding.plan(args)` reads them."""
+    """--config, --broker, --site, --identity, --ca: `finding.plan(args)` reads them."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="a gateway's file: its site, and where its broker is")
     parser.add_argument("--broker", metavar="URL", help=f"mqtt://[user:password@]host[:port] (default: {BROKER_DEFAULT})")
     parser.add_argument(
         "--site", metavar="SITE", help="default: the only one there; given without --broker, mDNS looks for it, too"
     )
     identity.add_argument(parser)
+    parser.add_argument(
+        "--ca", type=Path, metavar="FILE",
+        help="ca.pem of the site, where you come with a password: --broker mqtts://NAME@HOST:PORT; it is asked for, or stands "
+        "there: NAME:secret:SECRET",
+    )  # fmt: skip
 
 
 def _seconds(text: str) -> float:

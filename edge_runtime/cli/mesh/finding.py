@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,6 +49,13 @@ class Plan:
     settings: Config | None = None
     discover: bool = False
     identity: Identity | None = None
+    authority: bytes = b""
+    """Of the site whose CA was given: the raw public key. Then we come with a password, and sign nothing."""
+
+    @property
+    def user(self) -> str:
+        """As whom we come with a password; "": with none."""
+        return self.places[0].username if self.places else ""
 
     def dressed(self, place: Address) -> Address:
         return place if self.identity is None else Dress(self.identity)(place)
@@ -68,11 +78,42 @@ class Joined:
 
 def plan(args: argparse.Namespace) -> Plan:
     """Raises EdgeError: a url, a file or an identity that is wrong, no broker in the file."""
+    if args.ca:
+        return _with_password(args)
     who = identity.find(args.identity)
     found = _places(args, args.site or (who.site if who else ""))
     if who is not None and found.site != who.site:
         raise EdgeError(f"your identity is of the site {who.site}, not of {found.site}", "--identity DIR: one of that site")
     return replace(found, identity=who)
+
+
+def _with_password(args: argparse.Namespace) -> Plan:
+    """To a broker of the site whose CA it is. The identity of the environment is not used then."""
+    from edge_runtime.trust import certificates, files
+
+    if args.identity or not args.broker:
+        cause = "--ca goes with --broker mqtts://NAME@HOST:PORT, and without --identity"
+        raise EdgeError(cause, "with a password nothing is signed; with --identity DIR no password is needed")
+    site, authority = certificates.parse_authority(files.read(args.ca))
+    where = address(args.broker)
+    if not where.tls or not where.username:
+        raise EdgeError(f"--ca: {where.host}:{where.port}: no TLS, or nobody's name", "mqtts://NAME@HOST:PORT")
+    if args.site not in (None, site):
+        raise EdgeError(f"{args.ca} is of the site {site}, not of {args.site}", "--ca FILE: that of the other one")
+    place = msgspec.structs.replace(where, password=_password(where), site_ca=True, ca_file=str(args.ca))
+    return Plan(site, (place,), authority=authority)
+
+
+def _password(where: Address) -> str:
+    """Of the url, of what it refers to, or typed. Raises EdgeError."""
+    from edge_runtime import references
+    from edge_runtime.board.secrets import SystemSecrets
+
+    if name := references.name_in(where.password):
+        return SystemSecrets(Path("secrets")).get(name)
+    if where.password or not sys.stdin.isatty():
+        return where.password
+    return getpass.getpass(f"password of {where.username}: ")
 
 
 def _places(args: argparse.Namespace, site: str) -> Plan:
@@ -129,7 +170,9 @@ async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
         )
     if len(search.failures) == 1 and not where.discover:
         error = next(iter(search.failures.values()))
-        who = "" if where.identity else "; a site with an authority lets members in: --identity DIR"
+        who = "" if where.identity or where.authority else "; a site with an authority lets members in: --identity DIR"
+        if where.user and not where.authority:
+            who = "; is it the broker of a site? --ca FILE: its ca.pem"
         raise BrokerError(error.cause, f"{error.hint}{who}")
     causes = [error.cause for error in search.failures.values()]
     causes += [f"mDNS: no other place within {DISCOVER_S_MAX:g} s"] if where.discover else []

@@ -88,6 +88,15 @@ def _person(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the new identity folder (default: NAME-identity)")
     _replace(parser)
+    passwords = parser.add_argument_group(
+        "a password, for what cannot use a certificate",
+        "Of a new person beside the certificate; of one that there is: it gets one, or another one. "
+        "It is good where a gateway's broker.people_listen is.",
+    ).add_mutually_exclusive_group()
+    passwords.add_argument("--password", action="store_true", help="asked for twice; not on a terminal: from standard input")
+    passwords.add_argument("--password-file", type=Path, metavar="FILE", help="one line; only you may read it; -: standard input")
+    passwords.add_argument("--generate", action="store_true", help="made by chance, and shown once")
+    passwords.add_argument("--no-password", action="store_true", help="only the certificate, from now on")
 
 
 def _members(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +119,7 @@ def _where(parser: argparse.ArgumentParser, what: str) -> None:
     """spreading.py reads them."""
     parser.add_argument("--broker", metavar="URL", help=f"{what}, over this broker of it: mqtt://host[:port]")
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"{what}, over the broker that this gateway's file names")
-    parser.set_defaults(site=None)
+    parser.set_defaults(site=None, ca=None)
     identity.add_argument(parser)
 
 

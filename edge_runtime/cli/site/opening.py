@@ -67,13 +67,36 @@ def passphrase(file: Path | None, prompt: str, *, twice: bool = False) -> str:
     return text
 
 
-def _one_line(content: bytes, name: str) -> str:
+def password(args: Namespace) -> str:
+    """A new one of a person: made by chance, from the file, from standard input where that is no terminal, or typed twice. Raises
+    EdgeError."""
+    from edge_runtime.trust import passwords
+
+    if args.generate:
+        from edge_runtime.board.system import secret
+
+        return passwords.generated(secret(passwords.GENERATED_BYTES))
+    if args.password_file and str(args.password_file) != "-":
+        from edge_runtime.trust import files
+
+        return _one_line(files.read_secret(args.password_file), str(args.password_file), "password")
+    if args.password_file or not sys.stdin.isatty():
+        return _one_line(sys.stdin.buffer.readline(), "standard input", "password")
+    from getpass import getpass
+
+    text = getpass(f"password of {args.name} (at least {passwords.CHARACTERS_MIN} characters): ")
+    if getpass("again: ") != text:
+        raise EdgeError("the two are not the same", "try again; capitals count")
+    return text
+
+
+def _one_line(content: bytes, name: str, what: str = "passphrase") -> str:
     try:
         text = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise EdgeError(f"{name}: is no text in UTF-8", "one line with the passphrase") from None
+        raise EdgeError(f"{name}: is no text in UTF-8", f"one line with the {what}") from None
     if not text or "\n" in text:
-        raise EdgeError(f"{name}: is empty, or more than one line", "one line with the passphrase")
+        raise EdgeError(f"{name}: is empty, or more than one line", f"one line with the {what}")
     return text
 
 
@@ -102,9 +125,9 @@ def check_free(opened: Authority, name: str, role: Role, *, replace: bool) -> No
         raise EdgeError(cause, f"new hardware, or a lost key: --replace; another period for the same key: site renew {name}")
 
 
-def certify(opened: Authority, csr: str, name: str, role: Role, *, replace: bool) -> Issued:
-    """A certificate, whatever the name needs: a first one, a renewed one for the key that it has, one for a new key. Raises
-    EdgeError."""
+def certify(opened: Authority, csr: str, name: str, role: Role, *, replace: bool, password: str = "") -> Issued:
+    """A certificate, whatever the name needs: a first one, a renewed one for the key that it has, one for a new key. `password`:
+    beside it, hashed. Raises EdgeError."""
     from edge_runtime.trust import certificates
 
     request = csr.encode()
@@ -112,7 +135,7 @@ def certify(opened: Authority, csr: str, name: str, role: Role, *, replace: bool
     if member and member.role == role and member.public == certificates.requested(request):
         return packed(opened, name, opened.renew(name))
     check_free(opened, name, role, replace=replace)
-    certificate = opened.replace(name, request) if member else opened.issue(request, name, role)
+    certificate = opened.replace(name, request, password) if member else opened.issue(request, name, role, password)
     return packed(opened, name, certificate)
 
 
