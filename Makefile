@@ -18,7 +18,8 @@ run: $(VENV)/.run  ## Show one gateway at work, end to end (SECONDS=20: end by i
 	@$(BIN)/edge-runtime demo $(if $(filter command%,$(origin SECONDS)),--seconds $(SECONDS)) $(if $(GATEWAYS),--gateways $(GATEWAYS))
 
 test: $(VENV)/.dev system lint  ## Lint, types and all tests
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@# Hundreds of processes start: where bytecode may not be written, each of them would compile all of us once more.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/.dev system  ## Measure, and print a table of ratios
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -121,8 +121,14 @@ class Site:
         """Waits until each of these has all others of them in its table, and nobody else; returns when the last one got its last
         one."""
         wanted = set(names or self.running)
-        until(lambda: all(self.known(each).keys() == wanted - {each} for each in wanted), "a full mesh", limit_s)
-        return max(max(self.known(each).values()) for each in wanted)
+        tables: dict[str, dict[str, float]] = {}
+
+        def whole() -> bool:  # one look: a moment later a gateway may have lost its broker, and all others with it
+            tables.update({each: self.known(each) for each in wanted})
+            return all(tables[each].keys() == wanted - {each} for each in wanted)
+
+        until(whole, "a full mesh", limit_s)
+        return max(max(table.values()) for table in tables.values())
 
     def tail(self) -> str:
         """For whoever has to find out what went wrong."""

@@ -67,6 +67,7 @@ def evil_host(site: Plant, folder: Path) -> Iterator[None]:
             site.site.meshed(NAMES)
             yield
         broker.kill()
+    until(lambda: all(site.site.home(each)[1] != "evil" for each in NAMES), "all have left it", 40.0)
     site.site.meshed(NAMES, limit_s=60.0)
     assert site.host in NAMES
     time.sleep(1.0)

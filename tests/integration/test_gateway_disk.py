@@ -109,6 +109,7 @@ def test_a_damaged_file_is_set_aside_and_what_is_gone_is_declared(tmp_path: Path
             with publisher(broker, rate=0, count=100, first=count) as machine:
                 machine.finish()
             until(lambda: set(range(count, count + 100)) <= set(numbers(far_end.file)), "the new messages")
+            until(lambda: not waiting(edge) and not waiting(edge, "gap"), "the old ones too, and what is declared")
             assert edge.stop() == 0
             assert list(edge.data_dir.glob("outbox.db.corrupt-*"))
             got = numbers(far_end.file)

@@ -1,56 +1,20 @@
-"""Whole sites on virtual time: hundreds of seeded networks with partitions, hosts that die, gateways that crash and hang. A
-failing seed is told and repeats exactly: `python -m edge_runtime.testing.fleet SEED --log`."""
+"""The simulator of sites: a seed repeats exactly, and it finds bugs that are put in. The campaign: test_campaigns.py."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from edge_runtime.mesh import election
 from edge_runtime.mesh.asking import Asking
 from edge_runtime.mesh.placing import Placing
-from edge_runtime.testing.fleet import Broken, Outcome, Times, simulate
-
-SEEDS = int(os.environ.get("EDGE_FLEET_SEEDS", "300"))
-FIRST = int(os.environ.get("EDGE_FLEET_SEED_FIRST", "0"))
-
-
-def one(seed: int) -> tuple[int, str, Outcome | None]:
-    try:
-        return seed, "", simulate(seed)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the seed must be told
-        return seed, f"{type(error).__name__}: {error}", None
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(max(600, 3 * SEEDS))
-def test_every_site_keeps_every_promise() -> None:
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        outcomes = list(pool.map(one, range(FIRST, FIRST + SEEDS), chunksize=5))
-    failed = [f"seed {seed}: {why}" for seed, why, outcome in outcomes if outcome is None]
-    assert not failed, "\n".join(failed)
-    told = {seed: outcome for seed, _, outcome in outcomes if outcome is not None}
-    print(f"\n{SEEDS} sites, the longest of each time (seconds, seed):", worst(told))
-    assert len({outcome.digest for outcome in told.values()}) == SEEDS
-    for what, least in {"lives": 6, "hostings": 3, "windows": 100, "by_peers": 20, "unanswered": 5, "resends": 0}.items():
-        count = sum(getattr(outcome, what) for outcome in told.values())
-        assert count > least * SEEDS, f"{count} {what}: the campaign shows nothing"
-
-
-def worst(told: dict[int, Outcome]) -> dict[str, tuple[float, int]]:
-    return {
-        name: max((getattr(outcome.times, name), seed) for seed, outcome in told.items())
-        for name in msgspec.structs.asdict(Times())
-    }
+from edge_runtime.testing.fleet import Broken, simulate
 
 
 def test_a_seed_repeats_exactly_in_another_process() -> None:
