@@ -77,10 +77,11 @@ def _of_devices(members: Iterable[Member]) -> Iterator[str]:
 
 def _everybody(site: str) -> Iterator[str]:
     yield f"pattern read {topics.ROOT}/{site}/#"
-    for each in _OWN:
-        yield f"pattern write {topics.gateway(site, '%u', each)}"
+    # mosquitto tries one after the other for each message, with the name put in: what is said most stands first.
     for each in _NAMED:
         yield f"pattern write {topics.gateway(site, '+', each, '%u')}"
+    for each in _OWN:
+        yield f"pattern write {topics.gateway(site, '%u', each)}"
     yield f"pattern write {topics.why(site, '+')}"
     # The authority has signed it. Who joined with a file on a stick brings the roster that names it.
     yield f"pattern write {topics.roster(site)}"

@@ -56,6 +56,9 @@ class OutboxFile:
         self.corrupt = False
         """Set when one of the two threads met corruption; both connections are closed before the file is replaced."""
         self._identity = 0
+        self._boots: dict[int, tuple[str, int | None]] = {}
+        self._boot_numbers: dict[str, int] = {}
+        """Of those of `_boots` whose wall - monotonic is noted."""
         self._rescued = False
         self.offered: dict[Lane, int] = {}
         """The highest seqs that a sink was given to send, in this run."""
@@ -345,6 +348,11 @@ class OutboxFile:
         self, database: Database, drafts: Mapping[Lane, Sequence[Draft]]
     ) -> tuple[dict[int, tuple[str, int | None]], dict[str, int]]:
         """The boots as they are now, and boot id -> number. Notes wall - monotonic as soon as a stamp is synchronised."""
+        if self._boots is not self.books.boots:
+            self._boots = self.books.boots
+            self._boot_numbers = {boot: number for number, (boot, offset_ns) in self._boots.items() if offset_ns is not None}
+        if self._boot_numbers.keys() >= {draft.stamp.boot for rows in drafts.values() for draft in rows}:
+            return self._boots, self._boot_numbers  # nothing to note: nearly always
         known, changed = {boot: (number, offset_ns) for number, (boot, offset_ns) in self.books.boots.items()}, False
         for rows in drafts.values():
             for boot in dict.fromkeys([draft.stamp.boot for draft in rows]):

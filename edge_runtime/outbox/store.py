@@ -49,7 +49,8 @@ class Store:
     """The outbox and the input journal of one gateway. Used by one event loop; call `open` first."""
 
     def __init__(self, file: OutboxFile, *, journal_rows_max: int, writer: Worker, reader: Worker, dice: Dice, log: Any) -> None:
-        self._file, self._journal_rows_max, self._dice, self._log = file, journal_rows_max, dice, log
+        self._file, self._journal_rows_max, self._dice = file, journal_rows_max, dice
+        self._log = log.bind()  # what structlog gives out binds itself anew for each question
         self._writer, self._reader = writer, reader
         self._batch: Batch
         self._batch_bytes_max = file.batch_bytes_max

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
 from outboxes import draft, everything, ids, opened, texts
 
 from edge_runtime.ports import Receipt
@@ -135,3 +136,17 @@ def test_records_are_dated_once_their_boots_clock_is_known(tmp_path: Path) -> No
 
     asyncio.run(first_boot())
     asyncio.run(afterwards())
+
+
+def test_a_boot_whose_first_rows_were_refused_is_known_when_others_come(tmp_path: Path) -> None:
+    good, refused = Stamp("b9", 30, 1_700_000_000 * 10**9, True), Stamp("b9", 2**70, 0, False)
+
+    async def scenario() -> None:
+        async with opened(tmp_path / "outbox.db") as store:
+            with pytest.raises(OverflowError):
+                await store.commit([draft("refused with it", stamp=good), draft("refused", stamp=refused)])
+            await store.commit([draft("kept", stamp=good)])
+            await store.commit([draft("kept", stamp=good)])
+            assert [record.stamp for record in await everything(store)] == [good, good]
+
+    asyncio.run(scenario())
