@@ -21,8 +21,8 @@ KINDS = {"source": "device", "pipeline": "pipeline", "delivery": "sink"}
 
 UNCALLED = Part(
     "failed",
-    "nobody who may steer it has spoken to it on this broker: publish the document there, too, or any command "
-    "(`edge-runtime config apply` does it)",
+    "nobody who may steer it has spoken to it on this broker (publish the document there, too, or give a command; "
+    "`edge-runtime config apply` does it)",
 )
 
 

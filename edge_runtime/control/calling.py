@@ -1,13 +1,27 @@
 """Whether somebody who may steer this gateway has spoken to it where its broker is now (decides).
 
 A change that moves the broker is no good because a broker answers there: it can be one where nobody ever looks. What counts is a
-command, or a document that is not older than what we have; not what the broker remembers that we host ourselves. Until then we
-say no document there (Control.waits): it would look like a call.
+command, or a document that is not older than what we have, as soon as it comes, whatever else is on trial. A document that the
+broker only remembers counts if it says its revision and is signed, where that is asked for; on a broker that we host ourselves it
+never does. Until then we say no document there (Control.waits): it would look like a call.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
+
+WORDS_MAX = 16
+"""Documents that came and were not judged; who says more at once is not heard."""
+
+
+class Word(NamedTuple):
+    """A document that came. `kept`: the broker remembered it, nobody says it now."""
+
+    target: str
+    payload: bytes
+    kept: bool
 
 
 class Calling:
@@ -17,19 +31,21 @@ class Calling:
         self.called = False
         self.then: list[Callable[[], None]] = []
         """To be called once, when it is."""
-        self._kept: dict[str, bytes] = {}
+        self._words: deque[Word] = deque(maxlen=WORDS_MAX)
 
-    def kept(self, target: str, payload: bytes) -> None:
-        """Our own broker remembers this document: nobody need have spoken for it to be there."""
-        self._kept[target] = payload
+    def came(self, word: Word, *, hosted: bool) -> None:
+        """`hosted`: by ourselves."""
+        if not self.called and not (word.kept and hosted):
+            self._words.append(word)
 
-    def document(self, target: str, payload: bytes) -> None:
-        """One that counts has come."""
-        if self._kept.pop(target, None) != payload:
-            self.call()
+    def judge(self, counts: Callable[[Word], bool]) -> None:
+        while self._words and not self.called:
+            if counts(self._words.popleft()):
+                self.call()
 
     def call(self) -> None:
         if not self.called:
             self.called = True
+            self._words.clear()
             for each in self.then:
                 each()

@@ -148,8 +148,7 @@ class Commands:
         except (admitted.NotAdmitted, BadMessage) as error:
             self._refuse(verb, error)
             return
-        if said.signed or identity is None:
-            self._called()
+        self._called()
         by = said.actor(command.issuer)
         if command.id in self._running:  # it came twice: the answer comes when it is done
             # To another one nothing is said: who has sent the first would take it for the answer.

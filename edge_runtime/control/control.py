@@ -26,7 +26,7 @@ from edge_runtime.bus.control import Desired, Fault
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import admitted, canaries
 from edge_runtime.control.book_file import BookError
-from edge_runtime.control.calling import Calling
+from edge_runtime.control.calling import Calling, Word
 from edge_runtime.control.history import told
 from edge_runtime.control.layers import (
     FILE,
@@ -46,7 +46,8 @@ from edge_runtime.control.layers import (
 )
 from edge_runtime.control.origin import documents, is_numbered, layer_of
 from edge_runtime.control.pages import LayerDocument
-from edge_runtime.control.redaction import Schemas, redacted
+from edge_runtime.control.plan import plan
+from edge_runtime.control.redaction import Redacting, Schemas
 from edge_runtime.control.reporting import Link, Reporting, report
 from edge_runtime.control.steering import Steering
 from edge_runtime.control.trial import CALLED, STEADY_S
@@ -79,7 +80,7 @@ class Control:
         self._identity, self._schemas, self._clock, self._log = identity, schemas, clock, log
         self._reporting = Reporting(link, identity, lambda: {} if self.waits else self._to_repeat(), dice, log)
         self.trying = Trying(origin, steering.book, steering.audit, gateway, schemas, link.gateway, self._say, log)
-        self._redacted: tuple[Effective, dict[str, Any]] | None = None
+        self._shown = Redacting(schemas)
         self._canaries = canaries.Canaries(link.site)
         self._done_with: dict[str, None] = {}
         """Documents that a canary took back, and about which nothing more can be done here."""
@@ -139,9 +140,10 @@ class Control:
             await self._wait()
 
     async def _step(self) -> None:
+        self.calling.judge(self._counts)
         while self._jobs and self._gateway.successor is None:
             await self._perform(*self._jobs.popleft())
-        while self._gateway.successor is None and (came := self._waiting.take(self._layer_on_trial)):
+        while self._gateway.successor is None and (came := self._waiting.take(self.trying.holds)):
             target, payload = came
             try:
                 await self._hear(target, payload)
@@ -153,11 +155,6 @@ class Control:
             await self.trying.look()
         if not self._book.life.steady and self._now_s() - self.trying.began_s >= STEADY_S:
             await self._book.steady()
-
-    @property
-    def _layer_on_trial(self) -> str:
-        """While one layer's document is on trial, that of another waits: a bad one must not take a good one down with it."""
-        return self.trying.layer if self.trying.judge else ""
 
     async def _perform(self, job: Job, done: asyncio.Future[Any] | None) -> None:
         """Whoever asked hears what came of it; one who does not wait any more wanted it all the same."""
@@ -196,8 +193,8 @@ class Control:
         elif target and message.topic in self._ours and message.payload:
             self._waiting.put(target, message.payload)
             home = self._link.home
-            if message.retain and home is not None and home.host == self._link.gateway:
-                self.calling.kept(target, message.payload)
+            word = Word(target, message.payload, message.retain)
+            self.calling.came(word, hosted=home is not None and home.host == self._link.gateway)
         self._news.set()
 
     @property
@@ -209,22 +206,15 @@ class Control:
 
     async def _hear(self, target: str, payload: bytes) -> None:
         """It is taken, refused or passed over; each with a word about it."""
-        now = self._clock.now()
         try:
-            said = admitted.opened(
-                payload, "desired", self._gateway.settings, self._identity, now.wall_ns // 10**9 if now.synced else None
-            )
-            desired = messages.desired(said.document, target, named=said.signed)
+            said, desired, verdict = self._opened(target, payload)
         except (admitted.NotAdmitted, BadMessage, Forged) as error:
             self._refuse(target, error)
             return
         name = layer_name(target)
         newest = self._book.layers.get(name)
-        verdict = newer(layer_of(newest) if newest else None, desired, name, numbered=said.signed)
         if not isinstance(verdict, Refused):
             self._reporting.heard(name, desired.revision or 0)
-            if said.signed or self._identity is None:
-                self.calling.document(target, payload)
         if isinstance(verdict, Refused):
             if verdict.older:
                 self.refused["older"] += 1
@@ -234,7 +224,7 @@ class Control:
             return
         by = said.actor(desired.issuer)
         if not isinstance(verdict, Same):
-            layer = verdict.layer
+            layer, now = verdict.layer, self._clock.now()
             kept = LayerDocument(layer=name, hash=layer.hash, payload=payload, stamp=now, revision=layer.revision)
             await self._take(layer, kept, desired, by, target)
         elif newest and newest.state == "held":  # it waits for canaries, perhaps since before this start
@@ -242,12 +232,31 @@ class Control:
         elif newest:
             await self._gate(newest, desired)
 
+    def _opened(self, target: str, payload: bytes) -> tuple[admitted.Said, Desired, Any]:
+        """Who says what, and whether it is newer than what we have. Raises NotAdmitted, BadMessage, Forged."""
+        now, name = self._clock.now(), layer_name(target)
+        now_s = now.wall_ns // 10**9 if now.synced else None
+        said = admitted.opened(payload, "desired", self._gateway.settings, self._identity, now_s)
+        desired = messages.desired(said.document, target, named=said.signed)
+        held = self._book.layers.get(name)
+        return said, desired, newer(layer_of(held) if held else None, desired, name, numbered=said.signed)
+
+    def _counts(self, word: Word) -> bool:
+        """As a call."""
+        try:
+            said, desired, verdict = self._opened(word.target, word.payload)
+        except (admitted.NotAdmitted, BadMessage, Forged):
+            return False  # counted when it has its turn
+        lasting = desired.revision is not None and (said.signed or self._identity is None)
+        return not isinstance(verdict, Refused) and (lasting or not word.kept)
+
     def _refuse(self, target: str, error: admitted.NotAdmitted | BadMessage | Forged | Refused) -> None:
         """Counted, and logged once for each reason: whoever may not speak must not fill the log, or the report."""
         reason = error.reason if isinstance(error, admitted.NotAdmitted) else "malformed"
         if not self.refused[reason]:
             self._log.warning("configuration_refused", target=target, reason=reason, cause=error.cause, hint=error.hint)
         self.refused[reason] += 1
+        self._reporting.repeat()  # what we have of this layer waited for it
         if self._identity is None or reason == "malformed":
             self._say(self._state(), cause=f"refused: {error.cause}", hint=error.hint)
 
@@ -264,6 +273,9 @@ class Control:
         try:
             effective, settings = self._made({**documents(self._book), layer.name: layer})
             settings = steerable(settings, layer.name)
+            if desired.canaries and plan(self._gateway.settings, settings).moves:
+                hint = "move one gateway by its own document first, look at it, and then the group, without canaries"
+                raise BadLayers([Fault("canaries", "who waits for them does not hear them on another broker", hint)])
             if self._identity is None and (where := admitted.closed_by(settings)):
                 hint = "join a site first, or set control.from_network in the file on the gateway"
                 raise BadLayers([Fault("broker", f"open to the network ({where}), so nobody could change it again", hint)])
@@ -382,11 +394,5 @@ class Control:
             more = {"mode": "safe", "cause": self._origin.start.why, **more}
         self._gateway.show(effective.hash, self.trying.safe)
         more = {"audit": str(self._audit.head), **more}
-        now, shown = self._clock.now(), self._shown(effective)
+        now, shown = self._clock.now(), self._shown(effective.config)
         self._reporting.say(report(self._link.gateway, state, effective, book.layers, now, config=shown, **more))
-
-    def _shown(self, effective: Effective) -> dict[str, Any]:
-        """Without its secrets. Of a large one that takes a second: it is done once."""
-        if self._redacted is None or self._redacted[0] is not effective:
-            self._redacted = (effective, redacted(effective.config, self._schemas))
-        return self._redacted[1]

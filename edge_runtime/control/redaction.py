@@ -59,6 +59,20 @@ def redacted(config: Mapping[str, Any], schemas: Schemas, known: Mapping[str, An
     return {key: _shown(value, (key,), (), _Adapters(config, known or {}, schemas)) for key, value in config.items()}
 
 
+class Redacting:
+    """The last configuration that was asked for, without its secrets: of a large one that takes a second, and it is done once."""
+
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
+        self._of: Mapping[str, Any] | None = None
+        self._shown: dict[str, Any] = {}
+
+    def __call__(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        if self._of is not config:
+            self._of, self._shown = config, redacted(config, self._schemas)
+        return self._shown
+
+
 def secrets(config: Mapping[str, Any], schemas: Schemas, known: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The texts that `redacted` hides, the longest first: to look for them in a log or a bundle."""
     found = dict.fromkeys(_hidden(config, redacted(config, schemas, known)))

@@ -72,6 +72,12 @@ class Trying:
         found = [layer for layer, each in book.base.items() if each.serial not in known]
         return found[0] if len(found) == 1 and found[0] != FILE else ""
 
+    @property
+    def holds(self) -> str:
+        """While one layer's document is on trial, that of another waits: a bad one must not take a good one down with it. The
+        layer; "": nobody waits."""
+        return self.layer if self.judge else ""
+
     # --- a new one ---
 
     async def propose(

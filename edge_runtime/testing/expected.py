@@ -169,6 +169,7 @@ class Expected:
             require(self.crashes >= TRIAL_CRASHES, f"reverted after {self.crashes} crashes in this boot: {why}")
         elif new and not harm(new):
             named = set(re.findall(r"\b(?:device|pipeline|sink) [\w-]+(?=: )|\b(?:broker|mesh|outbox|control|reach)(?=: )", why))
+            require(named != {"reach"}, f"reverted, and somebody spoke to it: {why}")
             require(named and named <= differ(old, new), f"reverted, and did not cause it: {why}; it changed {differ(old, new)}")
         self._over(why)
 

@@ -13,6 +13,7 @@ import pytest
 
 from edge_runtime.control import trial
 from edge_runtime.control.book import Book
+from edge_runtime.control.calling import Calling
 from edge_runtime.control.control import Control
 from edge_runtime.control.trying import Trying
 from edge_runtime.testing.changes import simulate
@@ -73,3 +74,8 @@ def test_it_finds_a_gateway_that_stays_on_a_broker_where_nobody_is(monkeypatch: 
     """What it says there itself, it takes for somebody's word."""
     monkeypatch.setattr(Control, "waits", False)
     assert "confirmed although reach cannot work" in seeds_until_broken(5, first=102)
+
+
+def test_it_finds_a_call_that_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Calling, "judge", lambda *_: None)
+    assert "somebody spoke to it" in seeds_until_broken(20)

@@ -210,6 +210,47 @@ def test_what_its_own_broker_has_kept_is_no_call(tmp_path: Path) -> None:
     simulated(scenario, tmp_path)
 
 
+def test_what_a_broker_remembers_without_a_revision_is_no_call_and_a_groups_document_is_one(tmp_path: Path) -> None:
+    """Also while the gateway's own document is on trial, so that the group's waits for its turn."""
+
+    async def scenario(site: Site) -> None:
+        elsewhere = FakeBroker(site.lan, "elsewhere")
+        moved = {"broker": {"mode": "external", "url": "mqtt://elsewhere"}, "control": {"trial_s": 20}}
+        control = {"trial_s": 20, "from_network": True}
+        async with Steered(site, **DEVICES, **PIPELINES, control=control).running() as steered:
+            await steered.reported("active")
+            unnumbered = json.dumps({"patch": moved}).encode()
+            await steered.publish(topics.desired("s", "gw/g"), unnumbered, retain=True, at="elsewhere")
+            await steered.want(patch=moved)
+            report = await steered.reported("reverted")
+            assert "reach: nobody" in report.cause
+
+            await until(lambda: site.broker.running and steered.gateway.settings.broker.mode == "hosted")
+            await steered.want(patch={**moved, "log": {"level": "info"}})
+            await until(lambda: steered.gateway.settings.broker.mode == "external")
+            await asyncio.sleep(2)
+            group = json.dumps({"patch": {"devices": {"d": {"period_s": 0.4}}}}).encode()
+            await steered.publish(topics.desired("s", "group/default"), group, at="elsewhere")
+            await until(lambda: len(site.events("configuration_confirmed")) == 2)
+            assert steered.gateway.settings.devices["d"].period_s == 0.4
+            assert elsewhere.running
+
+    simulated(scenario, tmp_path)
+
+
+def test_a_move_with_canaries_is_refused(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **DEVICES, **PIPELINES, control={"trial_s": 20, "from_network": True}).running() as steered:
+            await steered.reported("active")
+            patch = {"broker": {"mode": "external", "url": "mqtt://elsewhere"}}
+            await steered.want("group/default", revision=1, patch=patch, canaries=["g"])
+            report = await steered.reported("rejected")
+            assert [each.path for each in report.errors] == ["canaries"]
+            assert len(steered.gateways) == 1
+
+    simulated(scenario, tmp_path)
+
+
 def test_an_invalid_file_starts_with_what_worked_and_takes_a_fix(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         async with Steered(site, **DEVICES, **PIPELINES).running() as steered:
