@@ -6,6 +6,7 @@ and each step of it is proved. GPU and NPU have not been proved on hardware yet.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from edge_runtime.inference.engine import EngineError, EngineMissing, Probe, Ses
 
 ELEMENT_TYPES = {"f32", "f16", "f64", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "boolean"}
 """That numpy knows too."""
+TELEMETRY = "openvino_telemetry"
+"""Comes with openvino, whose import forks the whole process to tell Google Analytics of it. Nobody has asked who runs a gateway;
+and where there is no internet the child hangs: it keeps the lock of the data folder, so that the next start finds "another
+gateway", and when it is terminated the signal comes out of the pipe that it shares with our event loop: the gateway stops."""
 _LOADING = threading.Lock()
 """OpenVINO fills tables at their first use, and gives the GIL away meanwhile: two threads that open models at the same time (a
 pipeline's, and the same one for peers) then wait for each other for ever."""
@@ -108,6 +113,7 @@ class OpenvinoEngine:
 
     def _library(self) -> tuple[Any, Any]:
         """The module and its Core, made once: it loads the plugins."""
+        sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]
         try:
             import openvino  # type: ignore[import-untyped,unused-ignore]
         except ModuleNotFoundError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -53,3 +55,26 @@ def test_two_threads_never_load_at_one_time(monkeypatch: pytest.MonkeyPatch) -> 
     for each in loading:
         each.join()
     assert most == [1]
+
+
+def test_it_forks_nothing_and_calls_nobody() -> None:
+    """In a process of its own, for the module is imported once; its telemetry would do it in a thread, a moment later."""
+    script = f"""
+import sys, threading
+from pathlib import Path
+from edge_runtime.inference.engine_openvino import OpenvinoEngine
+
+calls, seen, called = ("os.fork", "os.posix_spawn", "subprocess.", "socket.connect", "socket.getaddrinfo"), [], threading.Event()
+
+def hook(event, _):
+    if event.startswith(calls):
+        seen.append(event)
+        called.set()
+
+sys.addaudithook(hook)
+session = OpenvinoEngine().load(Path({str(store.find("shuttle-anomaly", []) / "fp32.xml")!r}), "cpu")
+called.wait(1.0)
+print(session.executed_on, seen)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout == "openvino:CPU []\n"
