@@ -30,6 +30,7 @@ class Talk:
         self.site = plan.site
         self.where = ""
         self.plan = plan
+        self.connections = 0
         self._stack = AsyncExitStack()
         self._connection: Connection | None = None
         self._filters: dict[str, None] = {}
@@ -80,8 +81,9 @@ class Talk:
         for message in found:
             yield message
 
-    async def hear(self, until_s: float) -> Message | None:
-        """The next message; None: nothing came until then (the loop's time). Looks for the broker where it is lost."""
+    async def hear(self, until_s: float | None = None) -> Message | None:
+        """The next message; None: nothing came until then (the loop's time). Looks for the broker where it is lost: that takes
+        seconds, and who gives up earlier is never there again."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until_s):
                 while True:
@@ -158,6 +160,7 @@ class Talk:
     async def _connect(self) -> None:
         joined = await self._stack.enter_async_context(finding.joined(self.plan))
         self._connection, self.site, self.where = joined.connection, joined.site, joined.where
+        self.connections += 1
 
     async def _again(self) -> None:
         with suppress(BrokerError):

@@ -137,12 +137,13 @@ class Keeping:
             self._tell_trouble(error)
 
     async def _compare(self, worker: Worker) -> None:
-        """Ours with what somebody has put on our disk, beside us. What our authority has not signed stays there: it may be of
-        another site, that this gateway has joined and will belong to when it starts again. Raises EdgeError."""
+        """Ours with what somebody has put on our disk, beside us. What our authority has not signed stays there, and so
+        does what is of another site, that this gateway has joined and will belong to when it starts again. Raises EdgeError."""
         payload, ours = await worker.run(self._file.news), self._identity.roster
         if payload is None:
             return
         if payload != self._identity.signed_roster:
+            await worker.run(self._identity.check_folder)
             found = await worker.run(open_roster, payload, self._identity.site, self._identity.authority)
             if found.revision > ours.revision:
                 if await self._take_newer(payload, str(self._file.path), ours, worker):

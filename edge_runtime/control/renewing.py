@@ -20,19 +20,16 @@ from typing import Any
 from edge_runtime.bus import renewal, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control.audit import Entry, Kind
-from edge_runtime.control.keeping import AGAIN_S, AUTHORITY
+from edge_runtime.control.keeping import AGAIN_S, AUTHORITY, LOOK_S
 from edge_runtime.control.reporting import Link
 from edge_runtime.ports import BrokerError, Clock, EdgeError, Message, Worker
 from edge_runtime.trust import certificates
 from edge_runtime.trust.authority import MEMBER_DAYS
 from edge_runtime.trust.files import NotWritten, Watched
-from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.identity import Identity, Moved
 
 DUE_S = MEMBER_DAYS * 86_400 // 2
 """Left of a certificate's life: with less a gateway asks for another one."""
-
-LOOK_S = 600.0
-"""How often the clock is looked at."""
 
 
 class Renewing:
@@ -72,7 +69,8 @@ class Renewing:
         self._news.set()
 
     def look(self) -> None:
-        """At the file: to be called with each new roster, for who brings a certificate by hand brings that, too. Never waits."""
+        """At the file, now: to be called with each new roster, for who brings a certificate by hand brings that, too. Where the
+        roster was here first, over the broker, the file is found by itself, within LOOK_S. Never waits."""
         self._news.set()
 
     async def run(self) -> None:
@@ -136,7 +134,7 @@ class Renewing:
             self._answer = self._answer or payload
             self._news.set()
         except EdgeError as error:
-            self._refuse("malformed" if isinstance(error, BadMessage) else "forged", error)
+            self._refuse(_reason(error), error)
 
     async def _take_file(self, worker: Worker) -> None:
         """What is no certificate of ours stays there: it is for the next start."""
@@ -144,7 +142,7 @@ class Renewing:
             if (pem := await worker.run(self._file.news)) is not None:
                 await self._take(pem, str(self._file.path), worker)
         except EdgeError as error:
-            self._refuse("forged", error)
+            self._refuse(_reason(error), error)
 
     async def _take(self, pem: bytes, via: str, worker: Worker) -> None:
         """Raises EdgeError: not ours, or the disk does not take it (NotWritten)."""
@@ -164,3 +162,10 @@ class Renewing:
         if not self.refused[reason]:
             self._log.warning("renewal_refused", reason=reason, cause=error.cause, hint=error.hint)
         self.refused[reason] += 1
+
+
+def _reason(error: EdgeError) -> str:
+    """`moved`: the folder is somebody else's by now."""
+    if isinstance(error, BadMessage):
+        return "malformed"
+    return "moved" if isinstance(error, Moved) else "forged"

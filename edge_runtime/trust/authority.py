@@ -120,12 +120,15 @@ class Authority:
             _check_password(name, member.role, password)
             return self._admit(public, name, member.role, self._without(member, "replaced"), password)
 
-    def renew(self, name: str) -> bytes:
-        """A certificate for the key that the member has, good for another period."""
+    def renew(self, name: str, password: str | None = None) -> bytes:
+        """A certificate for the key that the member has, good for another period. `password`: beside it, hashed; "": none any
+        more; None: the one that the member has."""
         with self._changing():
             member = self._member(name)
+            password = member.password if password is None else password
+            _check_password(name, member.role, password)
             roster = msgspec.structs.replace(self._roster, members=self._others(member))
-            return self._admit(member.public, name, member.role, roster, member.password)
+            return self._admit(member.public, name, member.role, roster, password)
 
     def set_password(self, name: str, password: str) -> None:
         """Of a person: another one, hashed; "" takes it away. Raises EdgeError: no such person; there is none to take away."""

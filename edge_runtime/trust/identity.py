@@ -26,6 +26,12 @@ CERTIFICATE = "cert.pem"
 KEY = "key.pem"
 ROSTER = "roster.json"
 _AGAIN = "join the site again, or restore the folder from a backup"
+_RESTART = "restart this program: until then it goes on with what it has, and writes nothing there"
+
+
+class Moved(EdgeError):
+    """The folder is somebody else's by now: it was moved away while we ran, and another site was joined, or the same one anew.
+    Nothing of ours was written into it."""
 
 
 @dataclass(eq=False)
@@ -123,22 +129,28 @@ class Identity:
 
     def take_roster(self, payload: bytes) -> bool:
         """True: it was newer and is ours now, also on disk. False: we had it, or a newer one. Raises Forged (not signed by our
-        authority; or another roster with the revision of ours), EdgeError when it cannot be written: then we keep the old."""
+        authority; or another roster with the revision of ours), EdgeError when it cannot be written, Moved when it must not be:
+        then we keep the old."""
         roster = open_roster(payload, self.site, self.authority)
         if roster.revision == self.roster.revision and roster != self.roster:
             raise Forged(f"two rosters with revision {roster.revision}", "was the authority's folder restored from a backup?")
         if roster.revision <= self.roster.revision:
             return False
+        self.check_folder()
         _keep(self.roster_file, payload)
         self.roster, self.signed_roster = roster, payload
         return True
 
     def keep_roster(self) -> None:
-        """Writes ours again, over an older one that somebody has put there. Raises EdgeError."""
+        """Writes ours again, over an older one that somebody has put there. Raises EdgeError, Moved."""
+        self.check_folder()
         files.write(self.roster_file, self.signed_roster)
 
     def take_certificate(self, pem: bytes) -> bool:
-        """True: our renewed certificate, now on disk. False: ours runs as long. Raises EdgeError: not ours."""
+        """True: our renewed certificate, now on disk. False: ours runs as long. Raises EdgeError: not ours; Moved."""
+        self.check_folder()
+        if PrivateKey.load(self.key_file).public != self.key.public:  # it has joined the same site anew
+            raise Moved(f"{self.folder}: there is another key than ours by now", _RESTART)
         subject = _own(pem, files.read(self.ca_file), self.key)
         if (subject.name, subject.role) != (self.name, self.role):
             raise EdgeError(f"a certificate of {subject.name} ({subject.role}), not of {self.name} ({self.role})", _AGAIN)
@@ -147,6 +159,13 @@ class Identity:
         _keep(self.cert_file, pem)
         self.subject = subject
         return True
+
+    def check_folder(self) -> None:
+        """Raises Moved: what is there is of another site. EdgeError: it is gone, or broken."""
+        site, authority = certificates.parse_authority(files.read(self.ca_file))
+        if authority != self.authority:
+            also = " (another one of this name)" if site == self.site else f", and this process to {self.site}"
+            raise Moved(f"{self.folder}: belongs to the site {site} by now{also}", _RESTART)
 
     @classmethod
     def _checked(cls, folder: Path, key: PrivateKey, ca: bytes, certificate: bytes, roster: bytes) -> Self:

@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "configuration": (*_SAID, "older"),
     "command": (*_SAID, "flood", "verb", "expiry", "expired", "repeated", "audit"),
     "roster": ("forged", "conflict", "flood"),
-    "renewal": ("forged", "malformed", "disk"),
+    "renewal": ("forged", "malformed", "disk", "moved"),
     "receipt": ("forged",),
     "broker": ("stranger",),
     "client": ("certificate",),

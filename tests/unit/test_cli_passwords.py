@@ -124,6 +124,38 @@ def test_a_new_laptop_has_the_old_password_no_more(plant: Command) -> None:
     assert b"$7$" not in (Path("plant-site") / "roster.json").read_bytes()
 
 
+def interrupted(plant: Command, *words: str) -> None:
+    """When the roster has the person, and the folder is not there yet."""
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Identity, "finish", cut)
+        plant(*words, status=130)
+    assert not Path("olaf-identity").exists()
+
+
+@pytest.mark.parametrize("first", [(), ("--generate",)])
+def test_the_one_that_is_shown_counts_after_an_interruption(plant: Command, first: tuple[str, ...]) -> None:
+    interrupted(plant, *OLAF, *first)
+    unseen = kept()
+    assert bool(unseen) == bool(first)
+    shown = json.loads(plant(*OLAF, "--replace", "--generate", "--json")[0])["password"]
+    assert passwords.matches(shown, kept())
+    assert kept() != unseen
+    assert not opening.roster(Path("plant-site"))[1].revoked  # it is the key of before
+    assert Identity.load(Path("olaf-identity"))
+
+
+def test_one_that_nobody_has_seen_is_not_kept(plant: Command) -> None:
+    """--replace takes the old one away, also where the key is the same."""
+    interrupted(plant, *OLAF, "--generate")
+    assert kept()
+    plant(*OLAF, "--replace")
+    assert kept() == ""
+
+
 @pytest.mark.parametrize(
     ("words", "typed", "told"),
     [

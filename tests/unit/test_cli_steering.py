@@ -18,7 +18,7 @@ from edge_runtime.bus import control as messages
 from edge_runtime.bus import topics
 from edge_runtime.bus.control import CommandReply, Desired, LayerState, Reported
 from edge_runtime.cli.config import patching, shape
-from edge_runtime.cli.config.following import Following
+from edge_runtime.cli.config.following import Followed, Following
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import Seen
 from edge_runtime.cli.config.set import believed
@@ -286,12 +286,16 @@ def test_the_same_report_again_is_no_news() -> None:
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def told(gateway: str, state: Any, document: str = "d", **words: Any) -> Reported:
-    return Reported(gateway=gateway, state=state, document=document, **words)
+FOLLOWED = Followed("d", "gateway", 4)
+
+
+def told(gateway: str, state: Any, document: str = "d", revision: int = 4, **words: Any) -> Reported:
+    layer = LayerState(name="gateway", revision=revision, hash=document)
+    return Reported(gateway=gateway, state=state, document=document, layers=(layer,), **words)
 
 
 def test_a_group_is_followed_until_each_gateway_has_come_to_an_end() -> None:
-    following = Following("d", ["a", "b"], trial_s=60)
+    following = Following(FOLLOWED, ["a", "b"], trial_s=60)
     assert following.take(told("a", "active", "other")) == ""
     assert following.take(told("b", "validating", cause="waits for a")) == "b: validating: waits for a"
     assert following.patience_s > 120
@@ -304,8 +308,15 @@ def test_a_group_is_followed_until_each_gateway_has_come_to_an_end() -> None:
     assert not following.taken_everywhere
 
 
+def test_what_came_of_the_same_content_before_is_passed_over() -> None:
+    following = Following(FOLLOWED, ["a"])
+    assert following.take(told("a", "reverted", revision=3, cause="reach: nobody")) == ""
+    assert following.take(told("a", "active", revision=4)) == "a: active"
+    assert following.taken_everywhere
+
+
 def test_what_is_refused_has_come_to_an_end() -> None:
-    following = Following("d", ["a"])
+    following = Following(FOLLOWED, ["a"])
     assert (
         following.take(told("a", "active", "", cause="refused: revision 3 is held already"))
         == "a: refused: revision 3 is held already"

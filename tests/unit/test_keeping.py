@@ -284,6 +284,35 @@ def test_what_our_authority_has_not_signed_is_told_of_once_and_left_there(tmp_pa
     simulated(scenario, tmp_path)
 
 
+def test_nothing_is_written_into_a_folder_that_is_of_another_site_by_now(tmp_path: Path) -> None:
+    """`mv identity`, and `join` there: the gateway still runs as the old member, and hears the old site."""
+
+    async def scenario(plant: Plant) -> None:
+        press = plant.start("press")
+        await plant.settled()
+        folder, revision = press.identity.folder, press.identity.roster.revision
+        folder.rename(tmp_path / "press.old")
+        Site(tmp_path / "other", "other").member("press").folder.rename(folder)
+        there = {path.name: path.read_bytes() for path in folder.iterdir()}
+        plant.site.member("saw")
+        await plant.say_roster(plant.site.authority.roster())
+        await plant.settled(10 * LOOK_S)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == there
+        assert press.log.count("roster_not_kept") == 1
+        assert "belongs to the site other by now" in press.keeping.standing.cause
+        assert "restart" in press.keeping.standing.hint
+        by_stick(press, plant.site.authority.roster())  # nor is one of ours that somebody has put there a reason
+        await plant.settled(2 * LOOK_S)
+        assert press.identity.roster.revision == revision
+        folder.rename(tmp_path / "other.press")
+        (tmp_path / "press.old").rename(folder)  # it was a mistake
+        await plant.settled(2 * LOOK_S)
+        assert (press.identity.roster.revision, press.keeping.standing.cause) == (revision + 1, "")
+        assert (press.keeping.refused, press.log.count("roster_not_kept")) == ({}, 1)
+
+    simulated(scenario, tmp_path)
+
+
 def test_two_of_one_revision_on_the_disk_are_told_of_and_nobody_fights(tmp_path: Path) -> None:
     async def scenario(plant: Plant) -> None:
         authority = plant.site.authority

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from keepers import YEAR_S, Gateway, Plant, simulated
-from trusted import NOW_S, Still
+from trusted import NOW_S, Site, Still
 
 from edge_runtime.bus import renewal, topics
 from edge_runtime.cli.site import asking
 from edge_runtime.control.audit import Kind
-from edge_runtime.control.renewing import LOOK_S
+from edge_runtime.control.keeping import LOOK_S
 from edge_runtime.ports import Message
 from edge_runtime.records import Stamp
 from edge_runtime.testing.network import FakeBroker
@@ -240,6 +240,48 @@ def test_a_certificate_on_a_stick_is_taken_while_it_runs(tmp_path: Path) -> None
         (entry,) = [each for each in press.audit if each.subject == "certificate"]
         assert (entry.via, entry.outcome) == (str(press.identity.cert_file), "renewed")
         assert kept(plant) == b""  # nothing is asked for any more
+
+    simulated(scenario, tmp_path)
+
+
+def test_it_is_taken_as_soon_where_the_roster_was_here_before(tmp_path: Path) -> None:
+    """Over the broker, as it most often is: then nothing but the certificate's own file says that there is one."""
+
+    async def scenario(plant: Plant) -> None:
+        press = plant.start("press")
+        await plant.settled()
+        renewed = authority(plant, 0.5).renew("press")
+        await plant.say_roster(authority(plant, 0.5).roster())
+        await plant.settled()
+        assert press.identity.roster.revision == 3
+        by_stick(press, renewed, authority(plant, 0.5).roster())
+        await plant.settled()
+        assert press.identity.not_after_s == NOW_S + int(2.5 * YEAR_S)
+        assert press.log.count("certificate_renewed") == 1
+
+    simulated(scenario, tmp_path)
+
+
+def test_nothing_is_written_into_a_folder_that_is_another_members_by_now(tmp_path: Path) -> None:
+    """The same site was joined anew, or another one of the same name; what was made for the old key comes afterwards."""
+
+    async def scenario(plant: Plant) -> None:
+        press = plant.start("press")
+        clock(press, 1.5)
+        await plant.settled()
+        folder, before = press.identity.folder, press.identity.subject
+        folder.rename(tmp_path / "press.old")
+        elsewhere = Site(tmp_path / "other", plant.site.name)
+        for there in (plant.site.member("press-2").folder, elsewhere.member("press").folder):
+            there.rename(folder)
+            certificate = press.identity.cert_file.read_bytes()
+            await answer(plant, 1.5)
+            await plant.settled(5 * LOOK_S)
+            assert press.identity.cert_file.read_bytes() == certificate
+            folder.rename(tmp_path / f"{there.name}.away")
+        assert press.identity.subject == before
+        assert set(press.renewing.refused) == {"moved"}
+        assert press.log.count("renewal_refused") == 1
 
     simulated(scenario, tmp_path)
 

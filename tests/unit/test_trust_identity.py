@@ -14,7 +14,7 @@ from trusted import PASSPHRASE, Later, Site, Still
 from edge_runtime.ports import EdgeError
 from edge_runtime.trust import certificates, envelope, files
 from edge_runtime.trust.authority import Authority
-from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.identity import Identity, Moved
 from edge_runtime.trust.keys import PrivateKey
 from edge_runtime.trust.roster import Forged
 
@@ -190,6 +190,37 @@ def test_a_renewed_certificate_is_taken_if_it_is_ours_and_runs_longer(tmp_path: 
         with pytest.raises(EdgeError):
             press.take_certificate(foreign)
     assert other.take_certificate(site.authority.renew("press-2")) is True
+
+
+def test_nothing_is_written_into_a_folder_that_is_another_members_by_now(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press = site.member("press-1")
+    first = press.roster
+    site.authority._clock = Later()
+    renewed, newer = site.authority.renew("press-1"), site.authority.roster()
+    press.folder.rename(tmp_path / "old")
+    with pytest.raises(EdgeError, match=r"ca.pem: No such file"):
+        press.take_roster(newer)
+    for elsewhere, told in (("a", "belongs to the site plant-1 by now .another one"), ("b", "plant-2 by now, and .* to plant-1")):
+        other = Site(tmp_path / elsewhere, "plant-1" if elsewhere == "a" else "plant-2").member("press-1")
+        other.folder.rename(press.folder)
+        for write in (lambda: press.take_roster(newer), lambda: press.take_certificate(renewed), press.keep_roster):
+            with pytest.raises(Moved, match=told) as caught:
+                write()
+            assert "restart" in caught.value.hint
+        found = Identity.load(press.folder)
+        assert found is not None
+        assert (found.subject, found.roster) == (other.subject, other.roster)
+        press.folder.rename(tmp_path / elsewhere / "away")
+    site.member("press-2").folder.rename(press.folder)
+    with pytest.raises(Moved, match="another key than ours"):
+        press.take_certificate(renewed)
+    assert Identity.load(press.folder)
+    assert press.roster is first
+    press.folder.rename(tmp_path / "press-2")
+    (tmp_path / "old").rename(press.folder)
+    assert press.take_roster(newer)
+    assert press.take_certificate(renewed)
 
 
 # --- power cuts ------------------------------------------------------------------------------------------------------

@@ -88,6 +88,10 @@ def test_renewed_it_stays_replaced_or_revoked_it_is_gone(tmp_path: Path) -> None
     serial = person(site).serial
     site.authority.renew("olaf")
     assert (person(site).password, person(site).serial != serial) == (kept, True)
+    site.authority.renew("olaf", "")
+    assert person(site).password == ""
+    site.authority.renew("olaf", kept)
+    assert person(site).password == kept
     site.authority.replace("olaf", site.csr())
     assert person(site).password == ""
     site.authority.replace("olaf", site.csr(), kept)

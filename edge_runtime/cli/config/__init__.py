@@ -7,6 +7,8 @@
 | patching.py   | decides: PATH=VALUE to a patch, a patch on a patch                                        |
 | preview.py    | decides: what a document would do to a gateway that reports so and so                     |
 | following.py  | decides: what came of it, from the gateways' reports                                      |
+| places.py     | decides: where to speak to a gateway that goes to another broker                          |
+| moving.py     | runs: speaks to it there                                                                  |
 | seen.py       | what the broker has: reports, documents, who is there                                     |
 | shape.py      | decides: a configuration as YAML, and its leaves by path                                  |
 """
@@ -89,6 +91,9 @@ def _publishing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", default="", help="why, for the history")
     parser.add_argument("--canary", action="append", default=[], metavar="G", help="of a group: these gateways try it first")
     parser.add_argument("--trial", type=float, metavar="S", help="look so long whether it works (default: control.trial_s)")
+    parser.add_argument(
+        "--there", metavar="URL", help="the change moves the broker: how we get to the new one, if that cannot be told from it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would happen, and end")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--unchecked", action="store_true", help="publish also what this computer thinks is wrong")

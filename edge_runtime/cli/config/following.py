@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from edge_runtime.bus.control import Reported
 
@@ -16,15 +17,28 @@ REFUSED = "refused: "
 OVER = ("active", "reverted", "rejected")
 
 
-class Following:
-    """`digest`: of the document; None: whatever is reported next (a rollback has no document)."""
+@dataclass(frozen=True)
+class Followed:
+    """A document, as a report tells of it. The same content may have been tried before: then as an earlier revision."""
 
-    def __init__(self, digest: str | None, gateways: Iterable[str], trial_s: float = TRIAL_S) -> None:
+    digest: str
+    layer: str
+    revision: int
+
+    def is_in(self, report: Reported) -> bool:
+        held = any(each.name == self.layer and each.revision >= self.revision for each in report.layers)
+        return report.document == self.digest and held
+
+
+class Following:
+    """`document` None: whatever is reported next (a rollback has none)."""
+
+    def __init__(self, document: Followed | None, gateways: Iterable[str], trial_s: float = TRIAL_S) -> None:
         self.waiting = dict.fromkeys(gateways)
         self.last: dict[str, Reported] = {}
         """The newest report of each about this document."""
         self.outcome: dict[str, str] = {}
-        self._digest, self._trial_s = digest, trial_s
+        self._document, self._trial_s = document, trial_s
 
     @property
     def taken_everywhere(self) -> bool:
@@ -44,10 +58,10 @@ class Following:
         if name not in self.waiting:
             return ""
         refused = report.cause.startswith(REFUSED) and not report.document
-        if not refused and (report.document != self._digest if self._digest is not None else False):
+        if not refused and self._document is not None and not self._document.is_in(report):
             return ""
         before = self.last.get(name)
-        if self._digest is None and before is None and report.state in OVER:
+        if self._document is None and before is None and report.state in OVER:
             return ""  # of before
         self.last[name] = report
         state = "refused" if refused else report.state

@@ -37,8 +37,8 @@ class Preview:
     restarts: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     unknown: tuple[str, ...] = ()
-    broker: Mapping[str, Any] | None = None
-    """This section, where the change moves the broker."""
+    moved: Config | None = None
+    """What is wanted, where that moves the broker."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def preview(report: Reported, stack: Stack, schemas: Schemas) -> Preview:
     if found is None and not faults:
         unknown.append("what restarts cannot be told from here: this program is another version than the gateway's")
     found = found or Plan()
-    broker = after.config.get("broker") if found.moves else None
+    moved = Config.model_validate(after.config) if found.moves else None
     changes = tuple(_changes(now, after.config))
-    return Preview(name, changes, tuple(found.describe()), found.restarts, faults, tuple(unknown), broker)
+    return Preview(name, changes, tuple(found.describe()), found.restarts, faults, tuple(unknown), moved)
 
 
 def _covered(layer: Layer, content: Mapping[str, Any]) -> Layer:

@@ -7,7 +7,7 @@ import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,14 @@ from edge_runtime.bus import topics
 from edge_runtime.bus.control import Desired, Fault, LayerState, Reported
 from edge_runtime.cli import terminal
 from edge_runtime.cli.config import patching
-from edge_runtime.cli.config.following import TRIAL_S, Following
-from edge_runtime.cli.config.moving import Elsewhere, places
+from edge_runtime.cli.config.following import TRIAL_S, Followed, Following
+from edge_runtime.cli.config.moving import HEARD_MAX, Elsewhere, look_around
+from edge_runtime.cli.config.places import Here, Place, places, said_there
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import IN_FORCE, Seen
 from edge_runtime.cli.mesh import finding
 from edge_runtime.cli.talking import Talk
+from edge_runtime.config import Config
 from edge_runtime.control.layers import Layer, layer_name
 from edge_runtime.document import NAME
 from edge_runtime.ports import EdgeError, Message
@@ -32,9 +34,7 @@ from edge_runtime.sources.registry import Registry
 Content = Mapping[str, Any]
 """{"patch": ...} or {"config": ...}"""
 
-LOOK_S = 0.2
-"""From one look at what is heard elsewhere to the next."""
-
+THERE = "--there mqtt://HOST:PORT says how it is reached; or publish the document there, too"
 OFFLINE = "is offline: it takes it when it is back"
 
 
@@ -143,53 +143,80 @@ async def want(wanted: Wanting, content: Content) -> int:
     previews = wanted.previews(desired)
     out = sys.stderr if args.json else sys.stdout
     _show(wanted, desired, previews, lambda line: print(line, file=out))
+    moved = {each.gateway: each.moved for each in previews if each.moved is not None}
+    _check_moves(args, moved)
     if any(each.faults for each in previews) and not args.unchecked:
         print("hint: nothing was published; --unchecked publishes it all the same", file=sys.stderr)
         return 1
+    there = await _there(wanted, desired, moved)
+    for place in there:
+        if place.doubt:
+            print(f"note: the change may be taken back: {place.name}: {place.doubt}; {THERE}", file=out)
     if args.dry_run or not await _agreed(args):
         if args.json:
-            terminal.emit_json({"published": False, "previews": msgspec.to_builtins([vars(each) for each in previews])})
+            terminal.emit_json({"published": False, "previews": [_as_json(each) for each in previews]})
         return 0 if args.dry_run else 1
     payload = wanted.talk.signed(messages.pack(desired), "desired")
-    following = Following(
-        desired.digest, [name for name in wanted.members if wanted.seen.online.get(name, True)], _trial_s(wanted)
-    )
-    topic = topics.desired(wanted.talk.site, wanted.target)
-    async with _elsewhere(wanted, desired, previews, topic, payload) as there:
+    online = [name for name in wanted.members if wanted.seen.online.get(name, True)]
+    following = Following(Followed(desired.digest, wanted.layer, desired.revision or 1), online, _trial_s(wanted))
+    site = wanted.talk.site
+    topic, filters = topics.desired(site, wanted.target), [topics.gateway(site, each, "config", "reported") for each in online]
+    async with Elsewhere(there, topic, payload, filters) as elsewhere:
         await wanted.talk.publish(topic, payload, retain=True)
         print(f"published revision {desired.revision} for {wanted.target} ({desired.digest[:12]})", file=out, flush=True)
-        await follow(wanted.talk, wanted.seen, following, lambda line: print(line, file=out, flush=True), there)
-    return finish(following, as_json=args.json)
+        await follow(wanted.talk, wanted.seen, following, lambda line: print(line, file=out, flush=True), elsewhere.heard)
+        status = finish(following, as_json=args.json)
+        for name, error in elsewhere.failures.items() if status else ():
+            complain(f"{name}: nobody could speak to it there: {error.cause}", f"{error.hint or THERE}", ())
+    return status
 
 
-def _elsewhere(wanted: Wanting, desired: Desired, previews: Sequence[Preview], topic: str, payload: bytes) -> Elsewhere:
-    """Where the change moves brokers: with the url that is wanted, not as a report shows it."""
-    said = desired.content.get("broker")
-    url = {"url": said["url"]} if isinstance(said, dict) and "url" in said else {}
-    talk = wanted.talk
-    found = places(talk.plan, talk.site, [{**each.broker, **url} for each in previews if each.broker is not None])
-    return Elsewhere(found, topic, payload, wanted.seen.filters())
+def _check_moves(args: argparse.Namespace, moved: Mapping[str, Config]) -> None:
+    """Raises EdgeError."""
+    if moved and args.canary:
+        cause = "--canary: the change moves the broker, and who waits for a canary does not hear it any more once it has moved"
+        raise EdgeError(cause, f"first `edge-runtime config set {args.canary[0]} ...` alone, and then the group without --canary")
+
+
+async def _there(wanted: Wanting, desired: Desired, moved: Mapping[str, Config]) -> list[Place]:
+    """Where the change moves brokers. Raises EdgeError: what was said of it is wrong."""
+    args, talk = wanted.args, wanted.talk
+
+    def secret(name: str) -> str:
+        return finding.secret(args, name)
+
+    if args.there:
+        return [said_there(Here(talk.plan, talk.site), args.there, secret)]
+    section = desired.content.get("broker")
+    said = section.get("url") if isinstance(section, dict) else None
+    hosted = any(each.broker.mode in ("hosted", "auto") for each in moved.values())
+    return places(await look_around(talk) if hosted else Here(talk.plan, talk.site), moved, said, secret)
 
 
 async def follow(
-    talk: Talk, seen: Seen, following: Following, say: Callable[[str], None], there: Elsewhere | None = None
+    talk: Talk, seen: Seen, following: Following, say: Callable[[str], None], heard: asyncio.Queue[Message] | None = None
 ) -> None:
-    """Until all that are waited for have come to an end, or say nothing any more. `there`: where they may be meanwhile."""
+    """Until all that are waited for have come to an end, or say nothing any more. `heard`: what comes from elsewhere, too."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + following.patience_s
-    while following.waiting:
-        if there and not there.heard.empty():
-            message: Message | None = there.heard.get_nowait()
-        else:
-            message = await talk.hear(min(until_s, loop.time() + LOOK_S) if there else until_s)
-        if message is None:
-            if loop.time() >= until_s:
-                return
-            continue
-        name = seen.take(message)
-        if name and (line := following.take(seen.reports[name])):
-            say(line)
-            until_s = loop.time() + following.patience_s
+    heard = heard or asyncio.Queue(HEARD_MAX)
+    async with asyncio.TaskGroup() as group:
+        here = group.create_task(_pass_on(talk, heard), name="here")
+        with suppress(TimeoutError):
+            while following.waiting:
+                async with asyncio.timeout_at(until_s):
+                    message = await heard.get()
+                name = seen.take(message)
+                if name and (line := following.take(seen.reports[name])):
+                    say(line)
+                    until_s = loop.time() + following.patience_s
+        here.cancel()
+
+
+async def _pass_on(talk: Talk, heard: asyncio.Queue[Message]) -> None:
+    """For as long as it takes: where the broker is lost, finding it again may take longer than any one look."""
+    while message := await talk.hear():
+        await heard.put(message)
 
 
 def finish(following: Following, *, as_json: bool) -> int:
@@ -269,6 +296,11 @@ def _outcome(each: Preview) -> list[str]:
 
 def _presence(wanted: Wanting, each: Preview) -> str:
     return "online" if wanted.seen.online.get(each.gateway, True) else "offline"
+
+
+def _as_json(each: Preview) -> dict[str, Any]:
+    told = {key: value for key, value in vars(each).items() if key != "moved"}
+    return {**msgspec.to_builtins(told), "moves_broker": each.moved is not None}
 
 
 async def _agreed(args: argparse.Namespace) -> bool:

@@ -51,6 +51,8 @@ class Plan:
     identity: Identity | None = None
     authority: bytes = b""
     """Of the site whose CA was given: the raw public key. Then we come with a password, and sign nothing."""
+    takes: Callable[[Brokers], bool] = lambda _: True
+    """With `ours`: whether it is the one that is meant, by what it says of who hosts it."""
 
     @property
     def user(self) -> str:
@@ -102,6 +104,18 @@ def _with_password(args: argparse.Namespace) -> Plan:
         raise EdgeError(f"{args.ca} is of the site {site}, not of {args.site}", "--ca FILE: that of the other one")
     place = msgspec.structs.replace(where, password=_password(where), site_ca=True, ca_file=str(args.ca))
     return Plan(site, (place,), authority=authority)
+
+
+def secret(args: argparse.Namespace, name: str) -> str:
+    """What is called so on this computer: of the gateway whose file is given, or of who types. Raises EdgeError."""
+    from edge_runtime import config
+    from edge_runtime.board.secrets import SystemSecrets
+    from edge_runtime.sources.registry import Registry
+
+    if args.config is None:
+        return SystemSecrets(Path("secrets")).get(name)
+    settings = config.load_file(args.config, Registry()).config
+    return SystemSecrets(args.config.resolve().parent / config.secrets_folder(settings)).get(name)
 
 
 def _password(where: Address) -> str:
@@ -199,10 +213,13 @@ class _Search:
                 named = msgspec.structs.replace(self._where.dressed(place), client_id=self._name, keepalive_s=KEEPALIVE_S)
                 connection = await PahoBus().connect(named, timeout_s=CONNECT_S_MAX)
                 said = await _said(connection, self._site) if ours else None
-                if not ours or (said is not None and said.run):
+                if not ours or (said is not None and said.run and self._where.takes(said)):
                     return connection, at
-                self.failures[at] = BrokerError(f"{at}: no gateway of the site hosts this broker")
-                places += [Address(host=each.host, port=each.port) for each in (said.endpoints if said else ())]
+                if said is not None and said.run:
+                    self.failures[at] = BrokerError(f"{at}: {said.host} hosts this broker, which is not the one that is meant")
+                else:
+                    self.failures[at] = BrokerError(f"{at}: no gateway of the site hosts this broker")
+                    places += [Address(host=each.host, port=each.port) for each in (said.endpoints if said else ())]
                 await connection.close()
             except BrokerError as error:
                 self.failures[at] = error

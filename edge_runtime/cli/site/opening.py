@@ -126,14 +126,14 @@ def check_free(opened: Authority, name: str, role: Role, *, replace: bool) -> No
 
 
 def certify(opened: Authority, csr: str, name: str, role: Role, *, replace: bool, password: str = "") -> Issued:
-    """A certificate, whatever the name needs: a first one, a renewed one for the key that it has, one for a new key. `password`:
-    beside it, hashed. Raises EdgeError."""
+    """A certificate, whatever the name needs: a first one, one more for the key that it has (the first time was interrupted),
+    one for a new key. `password`: beside it, hashed; "": none, whatever there was. Raises EdgeError."""
     from edge_runtime.trust import certificates
 
     request = csr.encode()
     member = next((each for each in opened.members if each.name == name), None)
     if member and member.role == role and member.public == certificates.requested(request):
-        return packed(opened, name, opened.renew(name))
+        return packed(opened, name, opened.renew(name, password))
     check_free(opened, name, role, replace=replace)
     certificate = opened.replace(name, request, password) if member else opened.issue(request, name, role, password)
     return packed(opened, name, certificate)
