@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from brokers import free_port
-from gateways import GatewayProcess
+from gateways import GatewayProcess, until
 from modbus_devices import Libmodbus, libmodbus
 from onlooking import Said, edge_runtime
 
@@ -50,8 +50,12 @@ class Plant:
     def begin(self) -> None:
         """Returns when it reads its device and is on its broker."""
         self.gateway.start()
-        self.gateway.wait("broker_hosted" if self.settings["broker"]["mode"] == "hosted" else "broker_joined")
-        self.gateway.wait("source_connected")
+        mode, edge = self.settings["broker"]["mode"], self.gateway
+        if mode == "auto":
+            until(lambda: edge.events("broker_hosted") or edge.events("broker_joined"), "it has a broker")
+        else:
+            edge.wait("broker_hosted" if mode == "hosted" else "broker_joined")
+        edge.wait("source_connected")
 
     def cli(self, *words: str) -> Said:
         """As a person types it."""

@@ -93,6 +93,8 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
 """What may fail because of a changed section; of one that is not here, anything may."""
 
 
+_LOOKS = ("discovery", "interfaces", "interfaces_exclude", "peers")
+"""Of `mesh`: how the gateways of a site find each other."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
@@ -186,7 +188,7 @@ def plan(old: config.Config, new: config.Config, wire: Wire | None = None) -> Pl
         control=any(EFFECTS[config.Control].get(name) is Effect.TAKEN for name in _changed(old.control, new.control)),
         metrics="metrics" in changed,
         log="log" in changed,
-        moves=_meeting(old.broker) != _meeting(new.broker),
+        moves=_meeting(old) != _meeting(new),
     )
     return Plan(**{**vars(found), "parts": tuple(dict.fromkeys(_suspects(found, old, new, wire)))})
 
@@ -345,12 +347,14 @@ def _meant(cause: str, old: config.Config, new: config.Config) -> Iterator[str]:
             yield cause
 
 
-def _meeting(broker: config.Broker) -> tuple[Any, ...]:
-    """Where others find it."""
+def _meeting(settings: config.Config) -> tuple[Any, ...]:
+    """Where others find it. `auto`: also how it looks for a broker; one that finds nobody hosts its own, and is well and alone."""
+    broker, mesh = settings.broker, settings.mesh
     place = _place(broker.url)
     if broker.mode == "external":
         return broker.mode, place
-    return broker.mode, place[1] if place else 0, broker.listen
+    looks = [getattr(mesh, name) for name in _LOOKS] if mesh and broker.mode == "auto" else []
+    return broker.mode, place[1] if place else 0, broker.listen, looks
 
 
 def _place(url: Any) -> tuple[str, int] | None:

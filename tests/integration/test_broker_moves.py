@@ -88,6 +88,31 @@ def test_it_stays_where_somebody_speaks_to_it(tmp_path: Path) -> None:
             assert len(plant.gateway.events("configuration_confirmed")) == 2
 
 
+def test_a_gateway_that_would_find_nobody_any_more_comes_back(tmp_path: Path) -> None:
+    """It would host a broker of its own then: well, and alone."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    port, own = free_port(), free_port()
+    auto: dict[str, Any] = {"mode": "auto", "program": "mosquitto"}
+    first = {"broker": {**auto, "url": f"mqtt://127.0.0.1:{port}"}, "mesh": {"discovery": "off", "rank": 1}}
+    mesh = {"discovery": "off", "peers": [f"127.0.0.1:{port}"]}
+    with line(tmp_path / "one", **first) as one:
+        second = {"gateway": "press-2", "broker": {**auto, "url": f"mqtt://127.0.0.1:{own}"}, "mesh": mesh}
+        with line(tmp_path / "other", **second) as other:
+            assert where(other) == f"127.0.0.1:{port}"
+            patch = {"mesh": {"peers": []}}
+            one.publish("gw/press-2/config/desired", {"patch": patch, "trial_s": float(SHORT_S)}, "-r")
+            until(lambda: other.gateway.events("configuration_reverted"), "it comes back", 60.0)
+            assert NOBODY in other.gateway.events("configuration_reverted")[0]["cause"]
+            assert other.gateway.events("broker_hosted", endpoints=[f"127.0.0.1:{own}"])
+            until(lambda: len(other.gateway.events("broker_joined")) == 2, "it is back", 20.0)
+            assert where(other) == f"127.0.0.1:{port}"
+
+            said = one.cli("config", "set", "press-2", "mesh.peers=[]", *LONG)
+            assert (said.status, said.out.splitlines()[-1]) == (0, "press-2: active"), said.error
+            assert len(other.gateway.events("broker_hosted")) == 2
+
+
 def test_where_a_password_is_wanted_it_is_taken_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "other", "line"):
         (tmp_path / name).mkdir()

@@ -242,6 +242,24 @@ def test_it_says_where_others_have_to_look_for_it_then(before: dict[str, Any], a
     assert plan(one, other).moves is moves
 
 
+@pytest.mark.parametrize(
+    ("mode", "mesh", "moves"),
+    [
+        ("auto", {"discovery": "off"}, True),
+        ("auto", {"peers": ["10.0.0.2"]}, True),
+        ("auto", {"interfaces": ["eth1"]}, True),
+        ("auto", {"interfaces_exclude": []}, True),
+        ("auto", {"rank": 5, "may_host": False, "accept_tasks": False}, False),  # they find each other as before
+        ("auto", None, True),
+        ("hosted", {"discovery": "off", "peers": ["10.0.0.2"]}, False),
+    ],
+)
+def test_where_the_broker_is_looked_for_it_is_how_that_is_done(mode: str, mesh: dict[str, Any] | None, moves: bool) -> None:
+    base = {"site": "s", "gateway": "g", "broker": {"mode": mode}}
+    one, other = (Config.model_validate({**base, "mesh": each}) for each in ({}, mesh))
+    assert plan(one, other).moves is moves
+
+
 def test_of_a_section_that_nobody_thought_of_anything_can_fail() -> None:
     parts = planned(("site", "other")).parts
     assert {"device idle", "pipeline raw", "sink cloud", "broker", "mesh", "outbox", "control", "metrics"} <= set(parts)
