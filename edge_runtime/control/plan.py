@@ -348,7 +348,7 @@ def _meant(cause: str, old: config.Config, new: config.Config) -> Iterator[str]:
 
 
 def _meeting(settings: config.Config) -> tuple[Any, ...]:
-    """Where others find it. `auto`: also how it looks for a broker; one that finds nobody hosts its own, and is well and alone."""
+    """Where others find it. `auto`: also how it looks for a broker; one that finds nobody hosts its own: well, and alone."""
     broker, mesh = settings.broker, settings.mesh
     place = _place(broker.url)
     if broker.mode == "external":
