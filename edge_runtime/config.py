@@ -361,14 +361,20 @@ def text_of(file: Path) -> str:
     """Raises ConfigError when the file cannot be read."""
     try:
         content = file.read_bytes() if file.stat().st_size <= document.SIZE_BYTES_MAX else b" " * (document.SIZE_BYTES_MAX + 1)
-        return content.decode()
     except OSError as error:
         example = "`edge-runtime config example` prints one to start from"
         hint = example if isinstance(error, FileNotFoundError) else "give a file that this user may read"
         raise ConfigError([Problem(str(file), 1, "", f"cannot be read: {error.strerror}", hint=hint)]) from None
+    return decoded(content, str(file))
+
+
+def decoded(content: bytes, name: str) -> str:
+    """Raises ConfigError when it is no text."""
+    try:
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(str(file), line, "", "is no text in UTF-8", hint="is it the right file?")]) from None
+        raise ConfigError([Problem(name, line, "", "is no text in UTF-8", hint="is it the right file?")]) from None
 
 
 def load(text: str, schemas: Mapping[str, type[Adapter]], file: Path | None = None) -> Config:

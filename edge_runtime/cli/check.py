@@ -6,12 +6,18 @@ import argparse
 import dataclasses
 import ipaddress
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge_runtime.config import Config, HttpsSink, MqttSink
+    from edge_runtime.document import Document, Problem
+    from edge_runtime.ports import EdgeError
     from edge_runtime.sources.registry import Registry
+
+    Note = Callable[[tuple[str | int, ...], EdgeError, str | None], None]
+    """Of something in the file that cannot work: where, why, and what stands there."""
 
 SUMMARY = "check a configuration file: every error at once, with line and hint"
 
@@ -24,25 +30,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: valid; 1: it is not."""
-    from edge_runtime import config
+    from edge_runtime import config, document
     from edge_runtime.cli import terminal
     from edge_runtime.control.origin import said_by
     from edge_runtime.control.redaction import hushed
     from edge_runtime.sources.registry import Registry
 
     registry = Registry()
+    name = "<stdin>" if str(args.file) == "-" else str(args.file)
+    text = None
     try:
-        valid = _load(args.file, registry)
-        _check_models(valid, args.file, registry)
+        text = config.text_of(args.file) if name != "<stdin>" else config.decoded(sys.stdin.buffer.read(), name)
+        valid = config.load(text, registry, Path(name))
+        folder = Path() if name == "<stdin>" else args.file.resolve().parent
+        plan = _try_out(valid, document.read(text, name), folder, registry)
     except config.ConfigError as error:
-        problems = hushed(error.problems, {} if str(args.file) == "-" else said_by(_text(args.file)), registry)
+        problems = hushed(error.problems, said_by(text), registry)
         if args.json:
             terminal.emit_json({"valid": False, "problems": [dataclasses.asdict(problem) for problem in problems]})
         else:
             count = len(problems)
             print("\n".join([*map(str, problems), f"{count} problem{'s' if count > 1 else ''}"]), file=sys.stderr)
         return 1
-    plan = _plan(valid, registry) if args.plan else {}
+    plan = plan if args.plan else {}
     if args.json:
         terminal.emit_json({"valid": True, "problems": [], "notices": _notices(valid, args.file), "plan": plan})
     else:
@@ -53,40 +63,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _text(file: Path) -> str | None:
-    from edge_runtime import config
-
-    try:
-        return config.text_of(file)
-    except config.ConfigError:
-        return None
+Plan = dict[str, list[dict[str, object]]]
+"""How each device will be read, by name."""
 
 
-def _load(file: Path, registry: Registry) -> Config:
-    from edge_runtime import config
-
-    if str(file) == "-":
-        return config.load(sys.stdin.read(), registry, Path("<stdin>"))
-    return config.load_file(file, registry).config
-
-
-def _check_models(config: Config, file: Path, registry: Registry) -> None:
-    """A gateway goes on without a model that is not there or does not fit, and says so in its log; here it is an error. Raises
-    ConfigError."""
-    from edge_runtime import document
+def _try_out(config: Config, lines: Document, folder: Path, registry: Registry) -> Plan:
+    """A gateway goes on without a model that is not there or does not fit, and without a device that cannot be read as it is
+    declared, and says so in its log; here it is an error. Raises ConfigError."""
     from edge_runtime.config import ConfigError
+
+    problems: list[Problem] = []
+
+    def note(path: tuple[str | int, ...], error: EdgeError, value: str | None) -> None:
+        problems.append(lines.problem(path, error.cause, value=value, hint=error.hint))
+
+    plan = _plan(config, registry, note)
+    _check_models(config, folder, registry, note)
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
+    return plan
+
+
+def _check_models(config: Config, folder: Path, registry: Registry, note: Note) -> None:
     from edge_runtime.inference import store
     from edge_runtime.pipeline.fit import window_points
     from edge_runtime.ports import EdgeError
 
-    lines = None if str(file) == "-" else document.read(file.read_text(), str(file))
-    folders = [(Path() if lines is None else file.resolve().parent) / config.models_dir]
-    problems = []
-
-    def note(path: tuple[str | int, ...], error: EdgeError, value: str) -> None:
-        where, line = (str(file), lines.line(path)) if lines else ("<stdin>", 1)
-        problems.append(document.Problem(where, line, document.dotted(path), error.cause, value, error.hint))
-
+    folders = [folder / config.models_dir]
     for name, pipeline in config.pipelines.items():
         if pipeline.model is None:
             continue
@@ -101,17 +104,20 @@ def _check_models(config: Config, file: Path, registry: Registry) -> None:
             store.load(store.find(model, folders))
         except EdgeError as error:
             note(("mesh", "offers", number), error, model)
-    if problems:
-        raise ConfigError(problems)
 
 
-def _plan(config: Config, registry: Registry) -> dict[str, list[dict[str, object]]]:
-    plan = {}
+def _plan(config: Config, registry: Registry, note: Note) -> Plan:
+    from edge_runtime.ports import EdgeError
+
+    plan: Plan = {}
     for name, device in config.devices.items():
         schema = registry[device.adapter]
         options = schema.Options.model_validate(device.options)
         points = tuple(schema.Point.model_validate(point) for point in device.points)
-        plan[name] = schema.describe(options, points)
+        try:
+            plan[name] = schema.describe(options, points)
+        except EdgeError as error:
+            note(("devices", name), error, None)
     return plan
 
 

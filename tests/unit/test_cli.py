@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -184,6 +185,27 @@ def test_check_a_bad_file(example: str) -> None:
     assert {problem["path"] for problem in problems} == {"site", "sites", "sinks.cloud.type"}
     assert {problem["value"] for problem in problems} == {None, "plant-1", "htps"}  # as they are, not in quotes once more
     assert set(problems[0]) == {"file", "line", "path", "message", "value", "hint"}
+
+
+def test_check_of_what_is_no_text() -> None:
+    """Also where Python would smuggle bytes through a text (LC_ALL=C): that ended in a traceback."""
+    command = [sys.executable, "-m", "edge_runtime", "check", "-"]
+    for content, env in ((b"a: 1\nsite: p\xe9", {"LC_ALL": "C"}), ("site: é".encode("utf-16"), {"PYTHONIOENCODING": "ascii"})):
+        done = subprocess.run(command, capture_output=True, input=content, env={**os.environ, **env}, timeout=60, check=False)
+        line = 1 + content.partition(b"\xe9")[0].count(b"\n")
+        assert done.returncode == 1
+        assert done.stderr.decode().startswith(f"<stdin>:{line}: is no text in UTF-8\n    hint: ")
+
+
+def test_check_finds_a_point_that_no_request_can_read(example: str) -> None:
+    """The gateway would say so in its log, and never read that device."""
+    text = re.sub(r"( +)name: temperature\n", r"\g<0>\1type: string\n\1length: 250\n", example, count=1)
+    for words in (["check", "-"], ["check", "-", "--plan"]):
+        done = _edge_runtime(*words, stdin=text)
+        line = 1 + text[: text.index("\n  press:")].count("\n") + 1
+        assert done.returncode == 1
+        assert f"<stdin>:{line}: devices.press: point temperature has 125 registers, block_registers_max is 120\n" in done.stderr
+        assert "    hint: raise block_registers_max (at most 125)\n1 problem\n" in done.stderr
 
 
 def test_an_adapter_that_is_not_there() -> None:
