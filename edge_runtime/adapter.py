@@ -242,6 +242,12 @@ class Adapter(ABC):
         return device
 
     @classmethod
+    def session(cls, options: Any) -> tuple[str, str]:
+        """(option, key): what one device only can have at the far end, and the option that names it. Two devices with one key
+        would take each other's data, so they are refused. By default (an empty key) there is no such thing."""
+        return "", ""
+
+    @classmethod
     def describe(cls, options: Any, points: Sequence[Any]) -> list[dict[str, object]]:
         """How the device will be read, as rows for people (`edge-runtime check --plan`). Pure: the device is not asked.
         Raises Unusable for points that cannot be read like this."""

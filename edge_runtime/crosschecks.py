@@ -37,6 +37,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
     return (
         found
         + list(_connected(doc))
+        + list(_sessions(doc, schemas))
         + list(_brokers(doc))
         + list(_hosted(doc))
         + list(_passwords(doc))
@@ -74,6 +75,26 @@ def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> 
         if isinstance(point, dict):
             yield from validate(doc, schema.Point, (*here, "points", number))
     yield from _twice(doc, (*here, "points"), "point", "device")
+
+
+def _sessions(doc: Document, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
+    """Of two devices in one session each would take, and acknowledge, what is meant for the other."""
+    owners: dict[tuple[str, str], str] = {}
+    for name, device in _mapping(doc.at(("devices",))).items():
+        adapter, here = _mapping(device).get("adapter"), ("devices", name, "options")
+        schema = _schema(schemas, adapter)
+        if schema is None or validate(doc, schema.Options, here):
+            continue
+        option, key = schema.session(schema.Options.model_validate(doc.at(here) or {}))
+        if key and (owner := owners.setdefault((str(adapter), key), name)) != name:
+            value, hint = doc.at((*here, option)), f"give each its own {option}: they would take each other's data"
+            yield doc.problem((*here, option), f"is that of {owner}, too", value=value, hint=hint)
+
+
+def _schema(schemas: Mapping[str, type[Adapter]], name: Any) -> type[Adapter] | None:
+    with contextlib.suppress(EdgeError):  # that is said elsewhere
+        return schemas[name] if isinstance(name, str) and name in schemas else None
+    return None
 
 
 def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:

@@ -54,6 +54,12 @@ class Mqtt(Adapter):
         self._pending: deque[tuple[Stamp, str, Message]] = deque()
         """Returned, not yet acknowledged, of this connection."""
 
+    @classmethod
+    def session(cls, options: mqtt_payload.Options) -> tuple[str, str]:
+        """A second client of that name gets the session, with what the broker keeps in it for the first one."""
+        where = options.address(str)
+        return "client_id", f"{where.host}:{where.port} {where.client_id}"
+
     @property
     def redelivers(self) -> bool:
         return self._options.redelivers

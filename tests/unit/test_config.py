@@ -361,3 +361,29 @@ outbox: {journal_rows_max: 1000}
     assert [(each.path, each.value) for each in caught.value.problems] == [("pipelines.big.window.count", 600)]
     assert "1200" in caught.value.problems[0].hint
     config.load(text.replace("1000", "1200"), Registry())
+
+
+SESSIONS = """\
+site: plant
+gateway: gw-1
+devices:
+  a: {adapter: mqtt, options: {url: "mqtt://B.example", topics: [a], client_id: x}, points: [{name: v}]}
+  b: {adapter: mqtt, options: {url: "mqtt://b.example:1883/", topics: [b], client_id: x}, points: [{name: v}]}
+  c: {adapter: mqtt, options: {url: "mqtt://c.example", topics: [a], client_id: x}, points: [{name: v}]}
+  d: {adapter: mqtt, options: {url: "mqtt://b.example", topics: [a], client_id: y}, points: [{name: v}]}
+  e: {adapter: meter, options: {host: a}, points: [{name: v, address: 0}]}
+  f: {adapter: meter, options: {host: a}, points: [{name: v, address: 0}]}
+"""
+
+
+def test_two_devices_in_one_session_are_refused() -> None:
+    """A broker hands the session, and all that waits in it, to whoever came last: of 300 messages for two such devices 145 were
+    taken by the other one, acknowledged and thrown away."""
+    schemas = {**SCHEMAS, "mqtt": Registry()["mqtt"]}
+    with pytest.raises(ConfigError) as failed:
+        config.load(SESSIONS, schemas)
+    assert [(found.line, found.path, found.message, found.value) for found in failed.value.problems] == [
+        (5, "devices.b.options.client_id", "is that of a, too", "x")
+    ]
+    assert "give each its own client_id" in failed.value.problems[0].hint
+    config.load(SESSIONS.replace("[b], client_id: x", "[b], client_id: z"), schemas)
