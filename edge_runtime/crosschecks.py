@@ -20,6 +20,10 @@ from edge_runtime.ports import EdgeError
 JOURNAL_ROWS = 100_000
 """What `outbox.journal_rows_max` is where it is not set."""
 
+OVERLAP_MAX = 10_000
+"""Windows that one sample may be in. After a silence they all are completed by one sample, and while they are made nothing else
+runs: a `step_s` of microseconds would stand the gateway still."""
+
 STATISTICS = ("min", "mean", "max", "last")
 """Of each point: the outputs of a pipeline without a model."""
 
@@ -145,6 +149,10 @@ def _window(doc: Document, pipeline: Path) -> Iterator[Problem]:
         if 0 < longest < value:
             hint = f"at most {longest}: samples between two windows would be in none"
             yield doc.problem((*here, step), f"is larger than {length}", value=value, hint=hint)
+    whole, apart = (_number(doc.at((*here, key))) for key in ("length_s", "step_s"))
+    if 0 < apart * OVERLAP_MAX < whole < math.inf:
+        hint = f"at least {whole / OVERLAP_MAX:g}: that is {OVERLAP_MAX} windows that overlap"
+        yield doc.problem((*here, "step_s"), "is too small for length_s", value=apart, hint=hint)
 
 
 def _rules(doc: Document, here: Path) -> Iterator[Problem]:
@@ -157,6 +165,10 @@ def _rules(doc: Document, here: Path) -> Iterator[Problem]:
         if _number(below) >= _number(above):
             hint = f"it must be less than above ({above}): the rule would always be raised"
             yield doc.problem((*at, "below"), "is not less than above", value=below, hint=hint)
+        inside = _number(doc.at((*at, "hysteresis")))
+        if _number(below) < _number(above) and _number(above) - inside < _number(below) + inside:
+            hint = f"less than half the distance of below ({below}) and above ({above}): the rule could never clear"
+            yield doc.problem((*at, "hysteresis"), "is too large", value=inside, hint=hint)
         if above == "model" and doc.at((*here, "model")) is None:
             yield doc.problem((*at, "above"), "there is no model", value=above, hint="give a number, or the pipeline a `model`")
         for place in range(len(_list(doc.at((*at, "writes"))))):

@@ -184,6 +184,14 @@ def test_every_problem_at_once() -> None:
         ),
         (
             "{count: 64, step: 16}",
+            "{length_s: 60, step_s: 0.001}",
+            15,
+            "pipelines.hot.window.step_s",
+            "is too small for length_s",
+            "at least 0.006: that is 10000 windows that overlap",
+        ),
+        (
+            "{count: 64, step: 16}",
             "{length_s: 5, step: 1}",
             15,
             "pipelines.hot.window.step",
@@ -199,6 +207,14 @@ def test_every_problem_at_once() -> None:
             "pipelines.hot.rules[0].below",
             "is not less than above",
             "it must be less than above (80)",
+        ),
+        (
+            "above: 80",
+            "above: 80, below: 70, hysteresis: 6",
+            17,
+            "pipelines.hot.rules[0].hysteresis",
+            "is too large",
+            "less than half the distance of below (70) and above (80): the rule could never clear",
         ),
         ("above: 80", "above: model", 17, "pipelines.hot.rules[0].above", "there is no model", "give a number, or"),
         (
