@@ -35,9 +35,9 @@ Numbers = Sequence[Any]
 
 
 class Window(msgspec.Struct, frozen=True):
-    """What a model eats: `values` is float64 [rows, points], the window's own copy. `first_row`, `last_row` are journal rows
-    (0: not journaled); `filled` counts the values that stand in for bad ones; `start_ns` is the place on the grid of a window by
-    time (two places can hold the same samples)."""
+    """What a model eats: `values` is float64 [rows, points], not to be changed: windows share it. `first_row`, `last_row` are
+    journal rows (0: not journaled); `filled` counts the values that stand in for bad ones; `start_ns` is the place on the grid of
+    a window by time (two places can hold the same samples)."""
 
     values: NDArray[np.float64]
     first: Stamp
@@ -209,6 +209,7 @@ class _Rows:
         self._values: NDArray[np.float64] = np.zeros((0, width))
         self._samples: list[Sample | None] = []
         self._filled: list[int] = []
+        self._copied: tuple[int, NDArray[np.float64]] | None = None
         self._resize(ROWS_START)
 
     def _resize(self, capacity: int) -> None:
@@ -229,13 +230,14 @@ class _Rows:
         self._pack(self._bytes, at * self._width * 8, *values)
         self._samples[at] = sample
         self._filled[at] = filled
+        self._copied = None
         self.used += 1
 
     def drop(self, count: int) -> None:
         self._head += count
         self.used -= count
         if not self.used:
-            self._head = 0
+            self._head, self._copied = 0, None
 
     @property
     def first_row(self) -> int:
@@ -257,9 +259,12 @@ class _Rows:
 
     def window(self, count: int, start_ns: int) -> Window:
         first, last = self._sample(0), self._sample(count - 1)
-        live = slice(self._head, self._head + count)
-        values = self._values[live].copy()
-        return Window(values, first.stamp, last.stamp, count, first.row, last.row, sum(self._filled[live]), start_ns)
+        # One copy for all the windows that one sample completes: after a silence thousands of them overlap, and a copy each
+        # would be more than the memory holds.
+        since, rows = self._copied = self._copied or (self._head, self._values[self._head : self._head + self.used].copy())
+        values = rows[self._head - since : self._head - since + count]
+        filled = sum(self._filled[self._head : self._head + count])
+        return Window(values, first.stamp, last.stamp, count, first.row, last.row, filled, start_ns)
 
     def _sample(self, at: int) -> Sample:
         sample = self._samples[self._head + at]
