@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_runtime import config, trail
 from edge_runtime.control.actions import Action
 from edge_runtime.inference.model import Model
-from edge_runtime.outbox.batch import Position
+from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Position
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline import results, saved
 from edge_runtime.pipeline.fit import window_points
@@ -37,6 +37,9 @@ CHUNK_SAMPLES_MAX = 256
 
 COMMIT_BYTES = 64 * 2**10
 """Of records: so many are committed at once, before the chunk is done. A transaction has its limit."""
+
+PART_BYTES = 128 * 2**10
+"""Most of one transaction: what fits into it under the smallest cap that an outbox may have."""
 
 COMMIT_S = 0.2
 """With a slow model a chunk takes seconds: what came of it so far is committed this often."""
@@ -341,6 +344,11 @@ class Pipeline:
         position = self._position() if self._journaled or self._settings.rules else None
         self._committed_row = self._needed_row()
         due, self._due = self._due, []
+        while (fitting := _fitting(drafts)) < len(drafts):
+            # After a silence one sample may complete more windows than a transaction holds. The position moves with the last
+            # of them: a restart before that computes all of them again, with the ids that they have now.
+            await self._store.commit(drafts[:fitting])
+            drafts = drafts[fitting:]
         await self._store.commit(drafts, position)
         for action in due:
             self._act(action)
@@ -380,3 +388,13 @@ class Pipeline:
             self._log.warning("window_discarded", cause="the input journal is full and the window is not", hint=hint)
             await self._commit([])
         return True
+
+
+def _fitting(drafts: Sequence[Draft]) -> int:
+    """How many of them, one at least, go into one transaction."""
+    size_bytes = 0
+    for count, draft in enumerate(drafts):
+        size_bytes += RECORD_OVERHEAD_BYTES + len(draft.body)
+        if count and size_bytes > PART_BYTES:
+            return count
+    return len(drafts)

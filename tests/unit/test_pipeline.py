@@ -486,6 +486,37 @@ def test_a_backlog_is_committed_in_transactions_of_a_limited_size(tmp_path: Path
     assert COMMIT_BYTES < max(sizes) < 2 * COMMIT_BYTES
 
 
+def test_windows_that_come_all_at_once_after_a_silence_are_more_than_a_transaction_and_stop_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sensor that said nothing for an hour: its pipeline could not commit, and failed again after each start, for ever."""
+    parts: list[bool] = []
+    commit = Store.commit
+
+    def notes(self: Store, drafts: Sequence[Draft], position: Any = None) -> Any:
+        if drafts and drafts[0].source == "p":
+            parts.append(position is not None)
+        return commit(self, drafts, position)
+
+    monkeypatch.setattr(Store, "commit", notes)
+
+    async def scenario(site: Site) -> None:
+        window = {"length_s": 3600, "step_s": 0.5}
+        async with site.running(**statistics(window, "a"), outbox={"size_bytes_max": 64 * 2**20}):
+            site.post({"a": 1.0})
+            await asyncio.sleep(3599.5)
+            site.post({"a": 2.0})
+            await asyncio.sleep(3700)
+            site.post({"a": 3.0})
+            await until(lambda: len(site.bodies(Lane.RESULT)) == 7200)
+            await site.acknowledged(3)
+        found = [body["outputs"]["a.last"] for body in site.bodies(Lane.RESULT)]
+        assert found == [2.0] * 7200
+        assert parts == [False] * (len(parts) - 1) + [True]
+
+    simulated(scenario, tmp_path)
+
+
 def test_a_number_that_fits_nowhere_is_bad_and_stops_nobody(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         async with site.running(**statistics(COUNT_1, "a", "b")):
