@@ -259,6 +259,12 @@ class Adapter(ABC):
         and are acknowledged when they are on disk."""
         return False
 
+    @property
+    def waits(self) -> bool:
+        """True: a pushed source that loses nothing while it is not read (a file). It is read as fast as its pipelines take its
+        samples; of another one that is faster than they are the oldest samples are dropped, and counted."""
+        return False
+
     @abstractmethod
     async def open(self) -> None:
         """One attempt to connect, given up after the device's `timeout_s`. Raises LinkLost or Unusable."""

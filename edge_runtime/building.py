@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ OFFERING = "models for peers"
 
 NEIGHBOURS, NEIGHBOURS_PAGES = "neighbours.db", 64
 """File in `data_dir`, and the pages of its WAL."""
+
+ROOM_S = 0.005
+"""Between two looks at whether the pipelines of a source that waits have room for more."""
 
 WAL_SHARE = 8
 """One part in so many of the outbox's cap is for the WAL."""
@@ -175,6 +179,12 @@ class Builder:
             for pipeline in takers():
                 pipeline.offer(samples)
 
+        async def offer_slowly(samples: Sequence[Sample]) -> None:
+            for sample in samples:
+                while any(self._is_full(pipeline) for pipeline in takers()):  # noqa: ASYNC110 - of several, which may change
+                    await asyncio.sleep(ROOM_S)
+                await offer([sample])
+
         async def journal(samples: Sequence[Sample]) -> None:
             await store.journal(name, samples)
 
@@ -184,7 +194,13 @@ class Builder:
 
         adapter = self.adapter(name)
         device = self._settings.devices[name]
-        return Source(adapter, device, journal if adapter.redelivers else offer, unreachable, self._world.writes)
+        accept = journal if adapter.redelivers else offer_slowly if adapter.waits else offer
+        return Source(adapter, device, accept, unreachable, self._world.writes)
+
+    def _is_full(self, pipeline: Pipeline) -> bool:
+        """For a while: nobody waits for one that stands still (no such model)."""
+        settings = self._settings.pipelines.get(pipeline.name)
+        return settings is not None and not pipeline.state.cause and pipeline.waiting >= settings.queue_max
 
     def pipeline(self, name: str, store: Store, mesh: Mesh | None, act: Callable[[Action], None]) -> Pipeline:
         settings = self._settings.pipelines[name]

@@ -54,6 +54,10 @@ class Replay(Adapter):
     def redelivers(self) -> bool:
         return bool(self.context.options.message_ids)
 
+    @property
+    def waits(self) -> bool:
+        return not self.context.options.rate_hz
+
     async def open(self) -> None:
         await self.close()
         if self.redelivers:
