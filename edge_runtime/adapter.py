@@ -140,7 +140,9 @@ class Point(Options):
     silence_max_s: float | None = Field(None, gt=0, description="... or when nothing was forwarded for this long")
 
     @model_validator(mode="after")
-    def _range_is_a_range(self) -> Point:
+    def _tells_the_value(self) -> Point:
+        if self.scale == 0:
+            raise ValueError("scale 0: whatever the device says, the value would be the offset, and look good")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
@@ -156,8 +158,6 @@ class WritablePoint(Point):
         """What was written must not read as bad quality."""
         if self.write is None:
             return self
-        if self.scale == 0:
-            raise ValueError("a point with scale 0 cannot be written")
         for value in (self.write.low, self.write.high, *self.write.allowed):
             if value is None or isinstance(value, bool | str):
                 continue

@@ -226,6 +226,7 @@ def test_every_problem_at_once() -> None:
             "did you mean `model`?",
         ),
         ("above: 80", "above: '80'", 17, "pipelines.hot.rules[0].above", "should be a number or 'model'", ""),
+        ("scale: 0.1", "scale: 0.0", 9, "devices.press.points[0]", "scale 0: whatever the device says, the value would be", ""),
         ("count: 64", "count: 6.5", 15, "pipelines.hot.window.count", "should be a whole number", ""),
         ("count: 64", "count: '64'", 15, "pipelines.hot.window.count", "should be a whole number", "leave the quotes out: 64"),
         ("site: plant", "site: 12", 1, "site", "should be a text", 'put quotes around it: "12"'),
