@@ -135,7 +135,7 @@ class Link:
         answer, or one that does not repeat what was sent. Cancelled: the answer is still owed."""
         await self._prepare()
         if self._client is None or self._lost:
-            raise LinkLost(self._lost or "the connection was closed")
+            raise LinkLost(self._lost or "the connection was closed", self._lost and self._why)
         request = _write_request(unit_id, order)
         owed = self._owed.setdefault(unit_id, set())
         owed.add(WRITE_ANSWER)
@@ -196,7 +196,7 @@ class Link:
         cancellation that comes in the same moment as the answer. The runtime's timeout strikes once only: the next request
         would wait for ever."""
         if self._client is None or self._lost:
-            raise LinkLost(self._lost or "the connection was closed")
+            raise LinkLost(self._lost or "the connection was closed", self._lost and self._why)
         ctx = self._client.ctx
         request.transaction_id = ctx.getNextTID()
         self._answer = ctx.response_future = asyncio.get_running_loop().create_future()
@@ -237,10 +237,14 @@ class Link:
             self._lost = "the serial port is gone" if self.options.serial else "the device closed the connection"
             self._fail(self._lost)
 
+    @property
+    def _why(self) -> str:
+        return "was it unplugged?" if self.options.serial else "did it restart? Many devices allow only a few connections"
+
     def _fail(self, reason: str) -> None:
         """pymodbus leaves a request waiting when the connection breaks."""
         if self._answer and not self._answer.done():
-            self._answer.set_exception(LinkLost(reason))
+            self._answer.set_exception(LinkLost(reason, self._lost and self._why))
 
 
 _CONFUSED = "a faulty device, or two units with the same number on the line"

@@ -160,8 +160,9 @@ def test_a_device_that_dies_while_it_is_asked_is_noticed_without_any_timeout(tmp
             reading = asyncio.create_task(read(adapter, timeout_s=60))
             await asyncio.sleep(0.05)
             device.kill()
-            with pytest.raises(LinkLost, match="closed the connection"):
+            with pytest.raises(LinkLost, match="closed the connection") as lost:
                 await reading
+            assert lost.value.hint == "did it restart? Many devices allow only a few connections"
             await adapter.close()
 
     asyncio.run(main())
