@@ -266,6 +266,8 @@ def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[
         found: dict[Path, list[Problem]] = {}
         for item in error.errors(include_url=False):
             path = _place(document, at, item)
+            if item["type"] == "too_short" and len(document.at(path) or ()) >= item["ctx"]["min_length"]:
+                continue  # it has its items, but wrong ones: that is said of each of them
             found.setdefault(path, []).append(_problem(document, model, at, path, item))
         return [_either(problems) for problems in found.values()]
     return []
@@ -333,6 +335,7 @@ def _message(text: str) -> str:
 _PHRASES = (
     ("Value error, ", ""),
     ("List should have at least 1 item after validation, not 0", "must not be empty"),
+    ("Tuple should have at least 1 item after validation, not 0", "must not be empty"),
     ("Dictionary should have at least 1 item after validation, not 0", "must not be empty"),
     ("Unable to extract tag using discriminator 'type'", "has no type"),
     ("String should match pattern", "should match the pattern"),

@@ -404,3 +404,22 @@ def test_two_devices_in_one_session_are_refused() -> None:
     ]
     assert "give each its own client_id" in failed.value.problems[0].hint
     config.load(SESSIONS.replace("[b], client_id: x", "[b], client_id: z"), schemas)
+
+
+@pytest.mark.parametrize(
+    ("topics", "path", "message"),
+    [
+        ("[]", "topics", "must not be empty"),
+        ('["a#"]', "topics[0]", "'a#' is no topic filter"),
+        ("a", "topics", "should be a list"),
+    ],
+)
+def test_a_list_of_wrong_items_is_not_called_empty(topics: str, path: str, message: str) -> None:
+    with pytest.raises(ConfigError) as failed:
+        config.load(
+            SESSIONS.replace("topics: [b]", f"topics: {topics}").replace("[a], client_id: x", "[a], client_id: z"),
+            {**SCHEMAS, "mqtt": Registry()["mqtt"]},
+        )
+    [found] = failed.value.problems
+    assert found.path == f"devices.b.options.{path}"
+    assert found.message.startswith(message)
