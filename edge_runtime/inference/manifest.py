@@ -104,6 +104,9 @@ class Raw(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Raw:
+        twice = sorted({name for name in self.outputs if self.outputs.count(name) > 1})
+        if twice:
+            raise ValueError(f"outputs named twice: {', '.join(twice)}")
         if self.decide is not None and self.decide not in self.outputs:
             raise ValueError(f"decide: {self.decide!r} is none of the outputs")
         return self
@@ -168,9 +171,8 @@ class Manifest(Section):
     @model_validator(mode="after")
     def _sizes(self) -> Manifest:
         values = self.input.rows * len(self.input.points)
-        out = values if isinstance(self.postprocess, ReconstructionError) else len(self.postprocess.outputs)
         for artefact in self.artefacts:
-            for side, tensor, wanted in (("input", artefact.input, values), ("output", artefact.output, out)):
+            for side, tensor, wanted in (("input", artefact.input, values), ("output", artefact.output, self.output_values)):
                 size = math.prod(tensor.shape)
                 if size != wanted:
                     raise ValueError(f"{artefact.file}: {side} shape {list(tensor.shape)} has {size} values, wanted {wanted}")
@@ -180,6 +182,13 @@ class Manifest(Section):
     def rows(self) -> int:
         """Samples in a window."""
         return self.input.rows
+
+    @property
+    def output_values(self) -> int:
+        """Of the model's own output tensor, for one window."""
+        if isinstance(self.postprocess, ReconstructionError):
+            return self.input.rows * len(self.input.points)
+        return len(self.postprocess.outputs)
 
     @property
     def points(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,16 +110,25 @@ def verify(folder: Path, wanted: File) -> None:
 def _known_answers(path: Path, manifest: Manifest) -> KnownAnswers:
     if path.stat().st_size > KNOWN_ANSWERS_BYTES_MAX:
         raise EngineError(f"{path}: larger than {KNOWN_ANSWERS_BYTES_MAX} bytes")
+    hint = "an npz with the arrays windows, outputs, decisions"
+    if not zipfile.is_zipfile(path):  # numpy would take it for a single array, or for pickled objects
+        raise EngineError(f"{path}: is no npz", hint)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             windows, outputs, decisions = (arrays[key] for key in ("windows", "outputs", "decisions"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise EngineError(f"{path}: {error}", "an npz with the arrays windows, outputs, decisions") from error
-    count = len(decisions)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise EngineError(f"{path}: {error}", hint) from error
+    for name, array in (("windows", windows), ("outputs", outputs), ("decisions", decisions)):
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise EngineError(f"{path}: {name} ({array.dtype}) holds something else than finite numbers", hint)
+    count = len(decisions) if decisions.ndim == 1 else 0
     wanted = (count, manifest.input.rows, len(manifest.input.points))
-    if not count or windows.shape != wanted or outputs.shape[:1] != (count,) or decisions.ndim != 1:
+    if not count or windows.shape != wanted or outputs.shape[:1] != (count,) or outputs.size != count * manifest.output_values:
         got = f"windows {windows.shape}, outputs {outputs.shape}, decisions {decisions.shape}"
-        raise EngineError(f"{path}: {got} do not belong together", f"windows must be {wanted}, outputs and decisions alike long")
+        raise EngineError(
+            f"{path}: {got} do not belong together",
+            f"windows must be [n, {wanted[1]}, {wanted[2]}], outputs [n, {manifest.output_values}], decisions [n]",
+        )
     return KnownAnswers(
         np.ascontiguousarray(windows, np.float64), outputs.reshape(count, -1).astype(np.float64), decisions.astype(np.int64)
     )

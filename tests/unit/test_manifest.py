@@ -96,6 +96,7 @@ def test_a_good_one_is_taken_with_its_defaults() -> None:
         ("input.rows", 10_000_000, ["at most 16000000 values"]),
         ("postprocess", {"type": "softmax"}, ["postprocess", "softmax"]),
         ("postprocess", {"type": "raw", "outputs": ["a"], "decide": "b"}, ["decide: 'b' is none of the outputs"]),
+        ("postprocess", {"type": "raw", "outputs": ["a", "b", "a"]}, ["outputs named twice: a"]),
         ("tolerance", float("nan"), ["tolerance: "]),
         ("name", "press 1", ["name: ", "press 1"]),
     ],

@@ -97,6 +97,10 @@ def test_a_manifest_that_is_no_text_is_refused(folder: Path) -> None:
         {"windows": np.zeros((2, 1, 9)), "outputs": np.zeros((3, 9)), "decisions": np.zeros(2)},
         {"windows": np.zeros((0, 1, 9)), "outputs": np.zeros((0, 9)), "decisions": np.zeros(0)},
         {"windows": np.array([object()]), "outputs": np.zeros((1, 9)), "decisions": np.zeros(1)},
+        {"windows": np.zeros((2, 1, 9)), "outputs": np.zeros((2, 5)), "decisions": np.zeros(2)},
+        {"windows": np.zeros((2, 1, 9)), "outputs": np.zeros((2, 9)), "decisions": np.zeros(())},
+        {"windows": np.zeros((2, 1, 9)), "outputs": np.zeros((2, 9)), "decisions": np.array(["yes", "no"])},
+        {"windows": np.full((2, 1, 9), np.nan), "outputs": np.zeros((2, 9)), "decisions": np.zeros(2)},
     ],
 )
 def test_known_answers_that_do_not_fit_are_refused(folder: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -104,4 +108,13 @@ def test_known_answers_that_do_not_fit_are_refused(folder: Path, arrays: dict[st
     np.savez(path, **arrays)  # type: ignore[arg-type]
     edit(folder, lambda data: data["known_answers"].update(sha256=store.hashlib.sha256(path.read_bytes()).hexdigest()))
     with pytest.raises(EngineError, match=r"known-answers\.npz"):
+        store.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"\x93NUMPY\x01\x00"], ids=["empty", "garbage", "npy"])
+def test_known_answers_that_are_no_archive_are_refused(folder: Path, content: bytes) -> None:
+    path = folder / "known-answers.npz"
+    path.write_bytes(content)
+    edit(folder, lambda data: data["known_answers"].update(sha256=store.hashlib.sha256(path.read_bytes()).hexdigest()))
+    with pytest.raises(EngineError, match=r"known-answers\.npz: is no npz"):
         store.load(folder)
