@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +15,7 @@ import pytest
 from edge_runtime import cli, config
 from edge_runtime.cli.demo import settings
 from edge_runtime.cli.demo.account import Account, account, lines
+from edge_runtime.cli.demo.children import Children
 from edge_runtime.cli.demo.picture import Picture, SinkPicture, changes, plain
 from edge_runtime.cli.demo.watching import PENDING_MAX, Comparison, Found, Judged, Latencies, Latency, Rate, is_cut
 from edge_runtime.ports import EdgeError
@@ -229,3 +233,24 @@ def test_wrong_options_are_refused(words: list[str], said: str, capsys: pytest.C
         cli.main(["demo", *words])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_process_that_is_being_ended_when_ctrl_c_comes_again_is_not_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(
+        "import json, os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print(json.dumps({'pid': os.getpid()}), flush=True)\ntime.sleep(60)\n"
+    )
+
+    async def cut_short() -> int:
+        children = Children(tmp_path)
+        ready = await children.start("deaf", "deaf")
+        finishing = asyncio.create_task(children.finish("deaf"))
+        await asyncio.sleep(0.1)
+        finishing.cancel()
+        await asyncio.wait([finishing])
+        await children.end()
+        return int(ready["pid"])
+
+    pid = asyncio.run(cut_short())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -85,15 +85,15 @@ class Children:
 
     async def finish(self, name: str, limit_s: float = END_S_MAX) -> bytes:
         """Ends one cleanly (SIGTERM); returns what else it has said. Raises ChildError."""
-        child = self._running.pop(name)
+        child = self._running[name]
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
         try:
             async with asyncio.timeout(limit_s):
                 out, _ = await child.communicate()
         except TimeoutError:
-            child.kill()
             raise ChildError(f"the {name} did not end within {limit_s:g} s", self._log_hint(name)) from None
+        self._running.pop(name, None)  # not before: cancelled meanwhile, it is for `end`
         if child.returncode:
             raise self._ended(name, child.returncode)
         return out
