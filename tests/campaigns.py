@@ -255,6 +255,11 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def remount(folder: Path, how: str) -> None:
+    """`ro` or `rw`, of a small_disk."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
 def fill(folder: Path) -> Path:
     """A foreign file that takes all the room there is."""
     file = folder / "foreign.bin"

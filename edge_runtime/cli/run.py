@@ -200,6 +200,7 @@ def make_private(data_dir: Path, folder: Path) -> None:
     """Nobody else may enter it, or read a database in it: also where an earlier version, or somebody, made them. A `data_dir` in
     which the configuration itself lies (`folder`) is not ours alone. Raises EdgeError."""
     import os
+    import stat
 
     from edge_runtime.ports import EdgeError
 
@@ -207,10 +208,12 @@ def make_private(data_dir: Path, folder: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         if data_dir.stat().st_uid != os.geteuid():
             return
-        for path in data_dir.glob("*.db*"):
-            path.chmod(0o600)
+        private = [(path, 0o600) for path in data_dir.glob("*.db*")]
         if not folder.is_relative_to(data_dir.resolve()):
-            data_dir.chmod(0o700)
+            private.append((data_dir, 0o700))
+        for path, mode in private:
+            if stat.S_IMODE(path.stat().st_mode) != mode:  # a disk that is read-only now is waited for
+                path.chmod(mode)
     except OSError as error:
         raise EdgeError(f"{data_dir}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
 
@@ -222,13 +225,19 @@ class locked:  # noqa: N801 - used like a function
         self._folder = folder
 
     def __enter__(self) -> None:
+        import errno
         import fcntl
 
         from edge_runtime.ports import EdgeError
 
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self._folder / LOCK).open("w")
+            try:
+                self._file = (self._folder / LOCK).open("w")
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
+                self._file = (self._folder / LOCK).open()  # locks as well; that the disk takes nothing is for the store to tell
         except OSError as error:
             raise EdgeError(f"{self._folder}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
         try:

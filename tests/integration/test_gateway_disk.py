@@ -8,7 +8,7 @@ from pathlib import Path
 import campaigns
 import pytest
 from brokers import mosquitto
-from campaigns import fill, small_disk
+from campaigns import fill, remount, small_disk
 from gateways import (
     PATIENT,
     GatewayProcess,
@@ -39,6 +39,27 @@ def test_a_gateway_that_starts_on_a_full_disk_waits_for_room(tmp_path: Path) -> 
         with gateway(tmp_path, config({"press": press(broker.url)}, {"cloud": {"type": "https", "url": far_end.url}})) as edge:
             edge.wait("outbox_state", state="full")
             foreign.unlink()
+            edge.wait("source_connected")
+            with publisher(broker, rate=0, count=100) as machine:
+                accepted = machine.finish()
+            edge.delivers(far_end, "all", 100)
+            assert edge.stop() == 0
+        assert_once(far_end, accepted)
+
+
+def test_a_gateway_that_starts_on_a_read_only_disk_waits_until_it_is_writable(tmp_path: Path) -> None:
+    """As after a power cut, when the kernel mounts a file system with errors read-only."""
+    with mosquitto(tmp_path, **PATIENT) as broker, receiver(tmp_path) as far_end, small_disk(tmp_path / "data") as disk:
+        with gateway(tmp_path, config({"press": press(broker.url)}, {"cloud": {"type": "https", "url": far_end.url}})) as edge:
+            edge.wait("source_connected")
+            edge.kill()
+            remount(disk, "ro")
+            edge.start()
+            edge.wait("outbox_state", state="read-only")
+            assert edge.stop() == 0
+            edge.start()
+            edge.wait("outbox_state", state="read-only")
+            remount(disk, "rw")
             edge.wait("source_connected")
             with publisher(broker, rate=0, count=100) as machine:
                 accepted = machine.finish()
