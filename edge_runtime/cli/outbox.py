@@ -26,7 +26,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the outbox's file: outbox.db in the gateway's data_dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
     verbs = parser.add_subparsers(metavar="export, import", dest="what")
-    export = verbs.add_parser("export", help="its records as rows, each with its id; nothing is taken out of the outbox")
+    export = verbs.add_parser(
+        "export",
+        prog="edge-runtime outbox FILE export",
+        help="its records as rows, each with its id; nothing is taken out of the outbox",
+    )
     export.add_argument("--format", choices=("csv", "jsonl"), default="jsonl", help="CSV, or JSON lines (default)")
     export.add_argument("--lane", choices=_LANES, action="append", help="only this kind; may be given more than once")
     export.add_argument(

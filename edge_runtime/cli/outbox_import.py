@@ -35,9 +35,9 @@ def take_in(old: Path, into: Path, tell: Tell) -> Imported:
     from edge_runtime.outbox.database import FileDisk
 
     with contextlib.ExitStack() as locks:
-        if (old.parent / LOCK).exists() and old.parent.resolve() != into.parent.resolve():
-            locks.enter_context(_not_running(old.parent / LOCK))
         place = place_of(into)
+        if (old.parent / LOCK).exists() and old.parent.resolve() != place.path.parent.resolve():
+            locks.enter_context(_not_running(old.parent / LOCK))
         locks.enter_context(locked(place.path.parent))
         return importing.take_in(old, place, disk=FileDisk(), clock=SystemClock(), dice=SystemDice(), tell=tell)
 

@@ -79,13 +79,15 @@ class Place(msgspec.Struct, frozen=True):
 
 def take_in(old: Path, place: Place, *, disk: Disk, clock: Clock, dice: Dice, tell: Tell) -> Imported:
     """Raises ImportRefused: why not, and nothing was changed; EdgeError."""
-    if not old.is_file() or old.absolute() == place.path.absolute():
+    if not old.is_file():
         raise ImportRefused(f"{old}: there is no such outbox", "it is outbox.db in the old gateway's data_dir")
+    if old.resolve() == place.path.resolve():
+        raise ImportRefused(f"{old}: is the outbox that is to take it in", "give outbox.db of the old gateway's data_dir")
     with _work(place.path) as work:
         try:
             _check_disk(old, place)
             _copy(old, work / "old.db", tell)
-            found, done = _build(work, place, disk, clock, dice, tell)
+            found, done = _build(old, work, place, disk, clock, dice, tell)
         except DiskError as error:
             raise ImportRefused(f"{place.path}: {error}", "stop what uses it; is the disk full?") from None
         if not done.already:
@@ -189,9 +191,10 @@ def _fresh(path: Path, disk: Disk) -> Database:
 # --- the new outbox --------------------------------------------------------------------------------------------------
 
 
-def _build(work: Path, place: Place, disk: Disk, clock: Clock, dice: Dice, tell: Tell) -> tuple[Path, Imported]:
+def _build(old: Path, work: Path, place: Place, disk: Disk, clock: Clock, dice: Dice, tell: Tell) -> tuple[Path, Imported]:
+    """`old`: as messages name it; its copy in `work` is read."""
     path = work / "new.db"
-    total = _check_format(work / "old.db", disk)
+    total = _check_format(old, work / "old.db", disk)
     new = _fresh(path, disk)
     try:
         schema.create(new)
@@ -200,7 +203,7 @@ def _build(work: Path, place: Place, disk: Disk, clock: Clock, dice: Dice, tell:
         lost, samples_lost = salvage(lambda: disk.open(work / "old.db", damaged=True), counting, (), dict.fromkeys(LANES, 0))
         epochs = [each.name for each in tables.epochs(new)]
         if not epochs:
-            raise ImportRefused("nothing in it can be read as an outbox", "it is outbox.db in the old gateway's data_dir")
+            raise ImportRefused(f"{old}: nothing in it can be read as an outbox", "it is outbox.db in the old gateway's data_dir")
         journal = Journal(new, place.points)
         own = _own(place, disk)
         try:
@@ -229,16 +232,16 @@ def _build(work: Path, place: Place, disk: Disk, clock: Clock, dice: Dice, tell:
     return path, done
 
 
-def _check_format(old: Path, disk: Disk) -> int:
+def _check_format(old: Path, copy: Path, disk: Disk) -> int:
     """How many rows it has, about. Raises ImportRefused: it is of a newer format."""
     try:
-        database = disk.open(old)
+        database = disk.open(copy)
     except DiskError:
         return 0
     try:
         version = schema.version(database)
         if version > schema.SCHEMA_VERSION:
-            cause = f"it was written by a newer edge-runtime (format {version}, this one knows {schema.SCHEMA_VERSION})"
+            cause = f"{old}: written by a newer edge-runtime (format {version}, this one knows {schema.SCHEMA_VERSION})"
             raise ImportRefused(cause, "update edge-runtime here first")
         schema.pretend(database)
         lanes = [f"lane_{lane}" for lane in LANES]

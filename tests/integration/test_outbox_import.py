@@ -282,9 +282,29 @@ def test_what_is_no_outbox_is_refused(places: tuple[Path, Path], content: bytes)
     old.parent.mkdir()
     new.parent.mkdir()
     old.write_bytes(content)
-    with pytest.raises(ImportRefused, match="outbox"):
+    with pytest.raises(ImportRefused, match=f"{old}: nothing in it"):
         take_in(old, new)
     assert not list(new.parent.iterdir())
+
+
+def test_it_is_not_taken_into_itself(places: tuple[Path, Path], tmp_path: Path) -> None:
+    old, _ = places
+    filled(old, 1, 20)
+    link = tmp_path / "link.db"
+    link.symlink_to(old)
+    for same in (old, link):
+        with pytest.raises(ImportRefused, match="is the outbox that is to take it in"):
+            take_in(same, old)
+
+
+def test_an_old_file_that_was_copied_beside_the_new_one_is_taken_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = config({"press": press("mqtt://127.0.0.1:1")}, {"cloud": {"type": "https", "url": "http://127.0.0.1:1"}})
+    new = GatewayProcess(tmp_path, settings)
+    copied = new.data_dir / "old.db"
+    filled(copied, 1, 20)
+    (new.data_dir / "gateway.lock").touch()
+    assert cli.main(["outbox", "import", str(copied), "--into", str(new.file), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["taken"] == 20
 
 
 def test_a_crash_on_the_way_leaves_it_as_it_was(places: tuple[Path, Path]) -> None:
