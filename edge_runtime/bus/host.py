@@ -20,7 +20,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,10 +95,10 @@ class BrokerHost:
 
     async def start(self) -> Address:
         """Returns when it accepts MQTT connections. Raises BrokerError: neither program is there, the port is taken, ..."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._command = await self._choose()
         if self._settings.mode == "auto":
-            (self._folder / "mosquitto.db").unlink(missing_ok=True)
+            with self._on_disk():
+                (self._folder / "mosquitto.db").unlink(missing_ok=True)
         await self._launch()
         if self._dress is None and not listening.is_loopback(self._listen[0]):
             hint = "no TLS, no passwords: for a trusted network only; else an external broker with TLS and access rules"
@@ -189,24 +189,32 @@ class BrokerHost:
         return [found, "-c", str(self._folder / "mosquitto.conf")]
 
     def _configure(self) -> None:
-        """At every start of mosquitto."""
+        """At every start of mosquitto. Raises BrokerError."""
         self._write_access()
         doors = mosquitto.Doors(self._listen, self._address.port, *self._people)
         identity = None if self._dress is None else self._dress.identity
         text = mosquitto.configuration(self._settings, doors, self._folder, identity)
-        (self._folder / "mosquitto.conf").write_text(text)
+        with self._on_disk():
+            (self._folder / "mosquitto.conf").write_text(text)
 
     def _write_access(self) -> None:
         """Not synced: it is written again at every start. Raises BrokerError."""
         if self._dress is not None:
             state, who = self._state(), self._dress.identity
-            try:
+            with self._on_disk():
                 for name, text in mosquitto.access(who).items():
                     (self._folder / name).touch(0o600)
                     (self._folder / name).write_text(text)
-            except OSError as error:
-                raise BrokerError(f"{error.filename}: cannot be written: {error.strerror}", "is the disk full?") from None
             self._applied = state
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """A full or read-only disk is a state. Raises BrokerError."""
+        try:
+            yield
+        except OSError as error:
+            cause = f"{error.filename or self._folder}: cannot be written: {error.strerror}"
+            raise BrokerError(cause, "is the disk full, or read-only? It is tried again") from None
 
     def _state(self) -> _State:
         if self._dress is None:
@@ -244,10 +252,14 @@ class BrokerHost:
             await self._attempt()
 
     async def _attempt(self) -> None:
+        with self._on_disk():
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._command[0] != sys.executable:
             self._configure()
-        self._refusals.begin()
-        with (self._folder / "broker.log").open("ab") as log:
+        with self._on_disk():
+            self._refusals.begin()
+            log = (self._folder / "broker.log").open("ab")
+        with log:
             # A process group of its own: Ctrl-C on the terminal is for the gateway, which still has to drain to this broker.
             child = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -279,8 +291,10 @@ class BrokerHost:
         raise BrokerError(f"{self._program} did not start: {self._last_words() or refused}", f"see {self._folder}/broker.log")
 
     def _last_words(self) -> str:
-        lines = (self._folder / "broker.log").read_text(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:])[-500:]
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self._folder / "broker.log").read_text(errors="replace").strip().splitlines()
+            return " / ".join(lines[-3:])[-500:]
+        return ""
 
     def _set_aside(self) -> bool:
         """mosquitto refuses to start with a damaged persistence file, for ever. Renamed, never deleted; True if it was that."""
@@ -289,7 +303,8 @@ class BrokerHost:
         if not file.exists() or not ("persist" in words or "database" in words):
             return False
         broken = next(name for count in range(10_000) if not (name := file.with_suffix(f".broken-{count}")).exists())
-        file.rename(broken)
+        with self._on_disk():
+            file.rename(broken)
         self._log.error("broker's persistence file is damaged: sessions and queues are gone", set_aside=str(broken))
         return True
 

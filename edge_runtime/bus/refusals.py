@@ -40,6 +40,8 @@ class Refusals:
     def look(self) -> str:
         """Reads what is new, and returns the last reason in it ("": nobody was refused)."""
         last = ""
+        if not self._file.exists():  # somebody has removed it
+            return last
         with self._file.open("rb") as log:
             log.seek(self._at)
             new = log.read(2 * LOG_BYTES_MAX)

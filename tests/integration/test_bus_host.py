@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from brokers import free_port, mosquitto, save_now
+from campaigns import fill, small_disk
 
 from edge_runtime.board.system import SystemClock, SystemDice
 from edge_runtime.bus import host
@@ -60,8 +62,6 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 def needs(program: str) -> None:
     if program == "mosquitto":
-        import shutil
-
         if shutil.which("mosquitto", path=host._PLACES) is None:
             pytest.skip("MISSING SYSTEM PACKAGE: mosquitto")
     else:
@@ -144,6 +144,39 @@ def test_a_damaged_persistence_file_is_set_aside_and_not_for_ever_fatal(tmp_path
             await (await BUS.connect(address)).close()
         assert "damaged" in log.lines[0][0]
         assert (tmp_path / "broker" / "mosquitto.broken-0").read_bytes() == b"\x00garbage" * 40
+
+    run(main)
+
+
+def test_a_full_disk_is_told_and_waited_for(tmp_path: Path) -> None:
+    needs("mosquitto")
+
+    async def main(disk: Path) -> None:
+        foreign = fill(disk)
+        one = broker_host(disk, program="mosquitto")
+        with pytest.raises(BrokerError, match="cannot be written: No space left on device") as told:
+            await one.start()
+        assert "full" in told.value.hint
+        foreign.unlink()
+        async with hosted(one) as address:
+            await (await BUS.connect(address)).close()
+
+    with small_disk(tmp_path / "data") as disk:
+        run(lambda: main(disk))
+
+
+def test_a_folder_that_somebody_removes_is_made_again(tmp_path: Path) -> None:
+    needs("mosquitto")
+    one = broker_host(tmp_path, program="mosquitto")
+
+    async def main() -> None:
+        async with hosted(one) as address:
+            shutil.rmtree(tmp_path / "broker")
+            await asyncio.sleep(1.5 * host.LOOK_S)
+            assert one._child is not None
+            one._child.kill()
+            await one._child.wait()
+            await (await connect_again(address)).close()
 
     run(main)
 
