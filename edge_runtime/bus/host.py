@@ -305,7 +305,8 @@ class BrokerHost:
         broken = next(name for count in range(10_000) if not (name := file.with_suffix(f".broken-{count}")).exists())
         with self._on_disk():
             file.rename(broken)
-        self._log.error("broker's persistence file is damaged: sessions and queues are gone", set_aside=str(broken))
+        cause = f"{file.name} is damaged: sessions, queues and retained messages of this broker are gone"
+        self._log.error("broker_file_damaged", cause=cause, hint=f"nothing has to be done; it is kept as {broken}")
         return True
 
 
