@@ -156,14 +156,19 @@ def _export(file: Path, lanes: list[Lane], form: str, output: Path | None) -> No
     write = _write_csv if form == "csv" else _write_jsonl
     total = outbox_look.count(file, lanes)
     rows = _with_progress(outbox_look.records(file, lanes), total, to_terminal=output is None and sys.stdout.isatty())
-    if output is None:
-        write(rows, sys.stdout)
-        return
     try:
+        if output is None:
+            write(rows, sys.stdout)
+            sys.stdout.flush()
+            return
         with output.open("w", newline="", encoding="utf-8") as out:
             write(rows, out)
+    except BrokenPipeError:  # nobody reads on: main() knows
+        raise
     except OSError as error:
-        raise EdgeError(f"{output}: {error.strerror}", "what is written so far is not complete") from None
+        if output is None:
+            sys.stdout = None  # the interpreter would write the rest of it once more at exit
+        raise EdgeError(f"{output or 'standard output'}: {error.strerror}", "what is written so far is not complete") from None
 
 
 def _write_csv(records: Iterable[Record], out: TextIO) -> None:

@@ -340,6 +340,16 @@ def test_an_output_that_cannot_be_written_is_told(stopped: Path, tmp_path: Path,
     assert f"error: {tmp_path}/no/rows: No such file or directory" in capsys.readouterr().err
 
 
+def test_standard_output_on_a_full_disk_is_told(stopped: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "edge_runtime", "outbox", str(stopped), "export"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr == "error: standard output: No space left on device\nhint: what is written so far is not complete\n"
+
+
 def test_a_missing_extra_is_told(stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sqlite_utils" else real(name))
