@@ -324,6 +324,16 @@ def test_what_is_refused_has_come_to_an_end() -> None:
     assert following.outcome == {"a": "refused"}
 
 
+def test_a_refusal_while_it_is_held_is_another_ones() -> None:
+    """Two people took the same revision at once: the first is told what becomes of theirs, and only the second is refused."""
+    following = Following(FOLLOWED, ["a"])
+    assert following.take(told("a", "trial")) == "a: trial (nothing restarts)"
+    held = told("a", "trial", cause="refused: revision 4 is held already")
+    assert following.take(msgspec.structs.replace(held, document="")) == ""
+    assert following.take(told("a", "active")) == "a: active"
+    assert following.taken_everywhere
+
+
 def test_a_rollback_is_followed_from_its_trial_on() -> None:
     following = Following(None, ["a"])
     assert following.take(told("a", "active")) == ""

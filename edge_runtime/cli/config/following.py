@@ -29,6 +29,10 @@ class Followed:
         held = any(each.name == self.layer and each.revision >= self.revision for each in report.layers)
         return report.document == self.digest and held
 
+    def is_held(self, report: Reported) -> bool:
+        """What is refused then is not this one: a report does not say whose it was."""
+        return any((each.name, each.hash) == (self.layer, self.digest) and each.revision >= self.revision for each in report.layers)
+
 
 class Following:
     """`document` None: whatever is reported next (a rollback has none)."""
@@ -58,6 +62,7 @@ class Following:
         if name not in self.waiting:
             return ""
         refused = report.cause.startswith(REFUSED) and not report.document
+        refused = refused and not (self._document is not None and self._document.is_held(report))
         if not refused and self._document is not None and not self._document.is_in(report):
             return ""
         before = self.last.get(name)

@@ -18,7 +18,7 @@ from edge_runtime.bus import topics
 from edge_runtime.bus.control import Desired, Fault, LayerState, Reported
 from edge_runtime.cli import terminal
 from edge_runtime.cli.config import patching
-from edge_runtime.cli.config.following import TRIAL_S, Followed, Following
+from edge_runtime.cli.config.following import REFUSED, TRIAL_S, Followed, Following
 from edge_runtime.cli.config.moving import HEARD_MAX, Elsewhere, look_around
 from edge_runtime.cli.config.places import Here, Place, places, said_there
 from edge_runtime.cli.config.preview import Preview, Stack, preview
@@ -224,7 +224,7 @@ def finish(following: Following, *, as_json: bool) -> int:
     for name, state in following.outcome.items():
         report = following.last[name]
         if state != "active":
-            complain(f"{name}: {state}: {report.cause}", report.hint, report.errors)
+            complain(f"{name}: {state}: {report.cause.removeprefix(REFUSED)}", report.hint, report.errors)
     for name in following.waiting:
         if name in following.last:
             complain(f"{name}: is silent since then", "if the change moves its broker, look for it there; else see its log", ())
