@@ -18,7 +18,7 @@ from edge_runtime.bus import control as messages
 from edge_runtime.bus import topics
 from edge_runtime.bus.control import CommandReply, Desired, LayerState, Reported
 from edge_runtime.cli.config import patching, shape
-from edge_runtime.cli.config.following import Followed, Following
+from edge_runtime.cli.config.following import FIRST_WORD_S, Followed, Following
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import Seen
 from edge_runtime.cli.config.set import believed
@@ -332,6 +332,19 @@ def test_a_refusal_while_it_is_held_is_another_ones() -> None:
     assert following.take(msgspec.structs.replace(held, document="")) == ""
     assert following.take(told("a", "active")) == "a: active"
     assert following.taken_everywhere
+
+
+def test_one_that_a_newer_one_has_replaced_is_not_waited_for() -> None:
+    following = Following(FOLLOWED, ["a"])
+    following.take(told("a", "trial"))
+    assert following.take(told("a", "trial", "e", revision=5)) == "a: superseded: revision 5 came before it was judged"
+    assert (following.outcome, dict(following.waiting)) == ({"a": "superseded"}, {})
+    assert following.last["a"].hint
+
+
+def test_one_that_waits_for_another_layers_trial_is_waited_for() -> None:
+    assert Following(FOLLOWED, ["a"], trial_s=40).patience_s == FIRST_WORD_S
+    assert Following(FOLLOWED, ["a"], trial_s=40, busy=True).patience_s > 40
 
 
 def test_a_rollback_is_followed_from_its_trial_on() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge_runtime.bus.control import Reported
+import msgspec
+
+from edge_runtime.bus.control import LayerState, Reported
 
 FIRST_WORD_S = 15.0
 """A gateway that is there has said something by then."""
@@ -29,20 +31,32 @@ class Followed:
         held = any(each.name == self.layer and each.revision >= self.revision for each in report.layers)
         return report.document == self.digest and held
 
+    def newer_in(self, report: Reported) -> int:
+        """The revision of another document that has come after this one; 0: there is none."""
+        return max((each.revision for each in report.layers if self._is_before(each)), default=0)
+
+    def _is_before(self, held: LayerState) -> bool:
+        return held.name == self.layer and held.revision > self.revision and held.hash != self.digest
+
     def is_held(self, report: Reported) -> bool:
         """What is refused then is not this one: a report does not say whose it was."""
-        return any((each.name, each.hash) == (self.layer, self.digest) and each.revision >= self.revision for each in report.layers)
+        return any(
+            (each.name, each.hash) == (self.layer, self.digest) and each.revision >= self.revision for each in report.layers
+        )
 
 
 class Following:
-    """`document` None: whatever is reported next (a rollback has none)."""
+    """`document` None: whatever is reported next (a rollback has none). `busy`: with another layer's document, which is judged
+    first."""
 
-    def __init__(self, document: Followed | None, gateways: Iterable[str], trial_s: float = TRIAL_S) -> None:
+    def __init__(
+        self, document: Followed | None, gateways: Iterable[str], trial_s: float = TRIAL_S, *, busy: bool = False
+    ) -> None:
         self.waiting = dict.fromkeys(gateways)
         self.last: dict[str, Reported] = {}
         """The newest report of each about this document."""
         self.outcome: dict[str, str] = {}
-        self._document, self._trial_s = document, trial_s
+        self._document, self._trial_s, self._busy = document, trial_s, busy
 
     @property
     def taken_everywhere(self) -> bool:
@@ -52,7 +66,7 @@ class Following:
     def patience_s(self) -> float:
         """How long the next word may take. Others wait for their canaries' trial."""
         if not self.last:
-            return FIRST_WORD_S
+            return self._trial_s + MARGIN_S if self._busy else FIRST_WORD_S
         waits = any(report.state == "validating" for report in self.last.values())
         return self._trial_s * (2 if waits else 1) + MARGIN_S
 
@@ -63,6 +77,8 @@ class Following:
             return ""
         refused = report.cause.startswith(REFUSED) and not report.document
         refused = refused and not (self._document is not None and self._document.is_held(report))
+        if self._document is not None and (newer := self._document.newer_in(report)):
+            return self._superseded(report, newer)
         if not refused and self._document is not None and not self._document.is_in(report):
             return ""
         before = self.last.get(name)
@@ -76,6 +92,15 @@ class Following:
         if before is not None and (before.state, before.cause) == (report.state, report.cause):
             return ""
         return f"{name}: {state}{_more(report, refused)}"
+
+    def _superseded(self, report: Reported, newer: int) -> str:
+        """Nothing is said of this document any more."""
+        name, cause = report.gateway, f"revision {newer} came before it was judged"
+        hint = "somebody else changes it at the same time: `edge-runtime config history` says who, `config get` what counts"
+        self.last[name] = msgspec.structs.replace(report, cause=cause, hint=hint, errors=())
+        self.outcome[name] = "superseded"
+        del self.waiting[name]
+        return f"{name}: superseded: {cause}"
 
 
 def _more(report: Reported, refused: bool) -> str:

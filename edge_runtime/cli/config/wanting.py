@@ -26,7 +26,7 @@ from edge_runtime.cli.config.seen import IN_FORCE, Seen
 from edge_runtime.cli.mesh import finding
 from edge_runtime.cli.talking import Talk
 from edge_runtime.config import Config
-from edge_runtime.control.layers import Layer, layer_name
+from edge_runtime.control.layers import FILE, Layer, layer_name
 from edge_runtime.document import NAME
 from edge_runtime.ports import EdgeError, Message
 from edge_runtime.sources.registry import Registry
@@ -158,7 +158,11 @@ async def want(wanted: Wanting, content: Content) -> int:
         return 0 if args.dry_run else 1
     payload = wanted.talk.signed(messages.pack(desired), "desired")
     online = [name for name in wanted.members if wanted.seen.online.get(name, True)]
-    following = Following(Followed(desired.digest, wanted.layer, desired.revision or 1), online, _trial_s(wanted))
+    busy = _busy(wanted, online)
+    for name, layer in busy:
+        print(f"note: {name}: a change of {layer} is on trial there: this one has its turn after it", file=out)
+    followed = Followed(desired.digest, wanted.layer, desired.revision or 1)
+    following = Following(followed, online, _trial_s(wanted, [layer for _, layer in busy]), busy=bool(busy))
     site = wanted.talk.site
     topic, filters = topics.desired(site, wanted.target), [topics.gateway(site, each, "config", "reported") for each in online]
     async with Elsewhere(there, topic, payload, filters) as elsewhere:
@@ -257,11 +261,18 @@ def _target(said: str) -> str:
     return target
 
 
-def _trial_s(wanted: Wanting) -> float:
-    """The longest of those that are asked."""
+def _busy(wanted: Wanting, online: Sequence[str]) -> list[tuple[str, str]]:
+    """Gateways that try what one other layer says, and which: until that is judged, ours waits."""
+    trying = {name: [each.name for each in wanted.seen.reports[name].layers if each.state == "trial"] for name in online}
+    return [(name, found[0]) for name, found in trying.items() if len(found) == 1 and found[0] not in (FILE, wanted.layer)]
+
+
+def _trial_s(wanted: Wanting, first: Sequence[str]) -> float:
+    """The longest of those that are asked. `first`: layers that are on trial there."""
     controls = [(wanted.seen.reports[name].config or {}).get("control") for name in wanted.members]
     found = [each.get("trial_s", TRIAL_S) if isinstance(each, dict) else TRIAL_S for each in controls]
-    return max([*found, wanted.args.trial or 0.0])
+    said = [each for target in wanted.seen.documents if layer_name(target) in first and (each := wanted.seen.desired(target))]
+    return max([*found, wanted.args.trial or 0.0, *(each.trial_s or 0.0 for each in said)])
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
