@@ -322,6 +322,7 @@ def test_what_is_refused_has_come_to_an_end() -> None:
         == "a: refused: revision 3 is held already"
     )
     assert following.outcome == {"a": "refused"}
+    assert not following.was_tried  # so nobody has to say why they could not speak to it elsewhere
 
 
 def test_a_refusal_while_it_is_held_is_another_ones() -> None:

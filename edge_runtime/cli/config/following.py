@@ -63,6 +63,11 @@ class Following:
         return not self.waiting and all(state == "active" for state in self.outcome.values())
 
     @property
+    def was_tried(self) -> bool:
+        """By anybody, as far as is known: what was refused has moved nobody."""
+        return bool(self.waiting) or any(state in ("active", "reverted") for state in self.outcome.values())
+
+    @property
     def patience_s(self) -> float:
         """How long the next word may take. Others wait for their canaries' trial."""
         if not self.last:

@@ -170,7 +170,7 @@ async def want(wanted: Wanting, content: Content) -> int:
         print(f"published revision {desired.revision} for {wanted.target} ({desired.digest[:12]})", file=out, flush=True)
         await follow(wanted.talk, wanted.seen, following, lambda line: print(line, file=out, flush=True), elsewhere.heard)
         status = finish(following, as_json=args.json)
-        for name, error in elsewhere.failures.items() if status else ():
+        for name, error in elsewhere.failures.items() if status and following.was_tried else ():
             complain(f"{name}: nobody could speak to it there: {error.cause}", f"{error.hint or THERE}", ())
     return status
 

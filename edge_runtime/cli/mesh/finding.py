@@ -184,10 +184,10 @@ async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
         )
     if len(search.failures) == 1 and not where.discover:
         error = next(iter(search.failures.values()))
-        who = "" if where.identity or where.authority else "; a site with an authority lets members in: --identity DIR"
+        who = "" if where.identity or where.authority else "a site with an authority lets members in: --identity DIR"
         if where.user and not where.authority:
-            who = "; is it the broker of a site? --ca FILE: its ca.pem"
-        raise BrokerError(error.cause, f"{error.hint}{who}")
+            who = "is it the broker of a site? --ca FILE: its ca.pem"
+        raise BrokerError(error.cause, "; ".join(filter(None, (error.hint, who))))
     causes = [error.cause for error in search.failures.values()]
     causes += [f"mDNS: no other place within {DISCOVER_S_MAX:g} s"] if where.discover else []
     hint = "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
