@@ -1,4 +1,4 @@
-"""The one place that talks to systemd: datagrams to its notify socket, as sd_notify(3) says.
+"""The one place that knows systemd: datagrams to its notify socket, as sd_notify(3) says, and where it keeps our state.
 
 Nobody waits for it, and what it does not take is lost: the next word comes soon.
 """
@@ -9,7 +9,8 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 WORD_CHARS_MAX = 300
 """Of one value."""
@@ -41,3 +42,9 @@ def found(environ: MutableMapping[str, str] = os.environ) -> Systemd | None:
     if not path.startswith(("/", "@")):
         return None
     return Systemd(path, int(watchdog_us) / 1e6 if ours and watchdog_us.isdigit() else 0.0)
+
+
+def state_directory(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """StateDirectory= of the unit, the first one of several. None: there is none."""
+    first = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first.startswith("/") else None

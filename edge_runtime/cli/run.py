@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from edge_runtime import config
+    from edge_runtime.board import systemd
     from edge_runtime.board.system import left_behind
     from edge_runtime.control.origin import bare, said_by
     from edge_runtime.lifetime import BOOK, Lifetime
@@ -42,8 +43,12 @@ def run(args: argparse.Namespace) -> int:
         text = config.text_of(args.file)
     except config.ConfigError as error:
         unreadable = error
-    early = bare(said_by(text))
+    said = said_by(text)
+    early = bare(said)
     data_dir = folder / early.data_dir
+    state = systemd.state_directory()
+    if "data_dir" not in said and state is not None and (state / BOOK).exists() and not (data_dir / BOOK).exists():
+        data_dir = state  # a file that is gone, or was overwritten: here is what it goes on with
     if unreadable and not (data_dir / BOOK).exists():
         raise unreadable
     log = logger(early.log)

@@ -8,6 +8,7 @@ Raises ConfigError where nothing of it works: a file that is wrong from the begi
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,9 @@ from edge_runtime.trust import envelope
 
 REACHED_BY = ("broker", "mesh", "control", "metrics", "log")
 """Sections of a gateway in safe mode: it does nothing, and can be reached."""
+
+_FOLDERS = re.compile(r'''^(?:data|site|secrets)_dir *:.*$|"(?:data|site|secrets)_dir"\s*:\s*"[^"\n]*"''', re.MULTILINE)
+"""What a file, YAML or JSON, says of where one of our folders is."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,13 @@ def reduced(base: Mapping[str, Any]) -> tuple[Config, Effective]:
 
 
 def said_by(text: str | None) -> dict[str, Any]:
-    """The values of a file, whatever is wrong with it."""
-    return _base(text, "")[0]
+    """The values of a file, whatever is wrong with it. Of one that is no YAML at least where our folders are, as far as a line
+    says so: in `data_dir` is all that a gateway goes on with while its file is broken."""
+    found, unread = _base(text, "")
+    if unread is not None and text is not None:
+        for words in _FOLDERS.findall(text):
+            found = {**_base(words, "")[0], **found}
+    return found
 
 
 def _base(text: str | None, name: str) -> tuple[dict[str, Any], DocumentError | None]:

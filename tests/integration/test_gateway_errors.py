@@ -65,6 +65,27 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "edge-runtime config example" in said
 
 
+@pytest.mark.parametrize("broken", ["bracket", "bytes", "gone"])
+def test_a_file_that_breaks_leaves_the_way_to_what_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Its data are where only it has said, as with our unit of systemd: what is left of it says so still, or systemd does."""
+    away = {"mode": "external", "url": f"mqtt://127.0.0.1:{free_port()}"}
+    with gateway(
+        tmp_path, config({"press": replay(tmp_path)}, NOWHERE, **IMPATIENT, broker=away, data_dir=str(tmp_path / "kept"))
+    ) as edge:
+        edge.wait("gateway_started")
+        assert edge.stop() == 0
+        whole = edge.file.read_text()
+        if broken == "gone":
+            edge.file.unlink()
+        else:
+            edge.file.write_bytes(whole.encode() + b"[" if broken == "bracket" else bytes(4096))
+        if broken != "bracket":
+            monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "kept"))
+        edge.start()
+        assert edge.wait("gateway_started")["devices"] == 1
+        assert edge.stop() == 0
+
+
 def test_a_second_gateway_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     with gateway(tmp_path, config({"press": replay(tmp_path)}, NOWHERE, **IMPATIENT)) as edge:
         edge.wait("gateway_started")
