@@ -87,7 +87,7 @@ def _module(verb: str) -> Any:
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """With the one verb that is asked for, or with all of them where --help (or a wrong word) has to show them."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="edge-runtime",
         description="Offline-first runtime for industrial and vehicle gateways: PLC in, anomaly out, nothing lost.",
     )
@@ -99,6 +99,22 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         verb.arguments(sub)
         sub.set_defaults(run=verb.run)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Also of each verb. Options may stand between its words: `audit point press/speed --at -5m data`. Without it Python before
+    3.12.8 takes an optional word as left out as soon as an option comes after the word before it, and then refuses it."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
 
 class _Version(argparse.Action):

@@ -308,7 +308,9 @@ def _now(monkeypatch: pytest.MonkeyPatch, wall_ns: int, boot: str = "another-boo
 def test_the_answer_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, story)
     _now(monkeypatch, T0 + 3600 * 10**9)
-    assert cli.main(["audit", "point", "press/speed", str(tmp_path), "--at", "@10:06:30"]) == 0
+    assert (
+        cli.main(["audit", "point", "press/speed", "--at", "@10:06:30", str(tmp_path)]) == 0
+    )  # the log last, as docs/audit.md has it
     out = capsys.readouterr().out
     first, around = out.split("around it")
     for text in ("by rule:worn via cmd/write", "2026-11-21T10:05:00.000Z", "1100", "1200", "verified", "shift", "outcome in 4"):

@@ -232,3 +232,17 @@ def test_a_table_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.table(("name", "count"), [])
     assert capsys.readouterr().out == "name  count\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "point", "press/speed", "--at", "-5m", "--json", "/nowhere"],
+        ["config", "get", "--json", "press-1", "--config", "/nowhere", "devices.press"],
+        ["command", "press-1", "write", "--config", "/nowhere", "point=a/b", "--valid", "5", "value=1"],
+    ],
+)
+def test_options_may_stand_between_the_words_of_a_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Before 3.12.8 Python takes a word that may be left out as left out when an option stands before it."""
+    assert cli.main(words) == 1  # and not 2, with "unrecognized arguments"
+    assert "/nowhere" in capsys.readouterr().err
