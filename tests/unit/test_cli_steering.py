@@ -184,6 +184,23 @@ def test_only_what_the_document_makes_wrong_is_told() -> None:
     assert fault.path == "site"
 
 
+def test_of_a_gateway_in_safe_mode_nothing_is_missing() -> None:
+    """It shows broker and control alone, and a fix builds on all that its file says: it has to be published."""
+    config = {each: CONFIG[each] for each in ("site", "gateway", "broker")}
+    report = Reported(gateway="press-1", state="reverted", mode="safe", config=config)
+
+    def seen(patch: dict[str, Any]) -> Preview:
+        return preview(report, Stack(Layer("gateway", 1, patch=patch)), Registry())
+
+    for patch in ({"devices": {"press": {"period_s": 0.5}}}, rule(above=85)):
+        found = seen(patch)
+        assert (found.faults, found.moved) == ((), None)
+        assert found.unknown
+    moved = seen({"broker": {"url": "mqtt://elsewhere"}}).moved
+    assert moved is not None
+    assert moved.broker.url == "mqtt://elsewhere"
+
+
 def test_a_higher_layer_counts_more() -> None:
     own = Layer("gateway", 1, patch=rule(above=80))
     found = seen_as(rule(above=3, clear_after_s=9), layer="group/a", above=[own])

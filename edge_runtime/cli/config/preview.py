@@ -17,6 +17,7 @@ from edge_runtime.bus.control import Fault, Reported
 from edge_runtime.cli.config import shape
 from edge_runtime.config import Config
 from edge_runtime.control.layers import BadLayers, Effective, Layer, merge, validated
+from edge_runtime.control.origin import bare
 from edge_runtime.control.plan import Plan, plan
 from edge_runtime.control.redaction import HIDDEN, Schemas, redacted
 from edge_runtime.document import dotted
@@ -58,10 +59,13 @@ def preview(report: Reported, stack: Stack, schemas: Schemas) -> Preview:
         return Preview(name, unknown=("it does not report its configuration: " + (report.hint or report.state),))
     layer = _covered(stack.layer, _redacted(stack, now, schemas))
     above = [_covered(each, redacted(each.content, schemas, now)) for each in stack.above]
+    runs_nothing = report.mode == "safe" and not any(now.get(each) for each in ("devices", "pipelines"))
     try:
         after = merge(now, [layer, *above])
     except BadLayers as error:
-        return Preview(name, faults=error.faults)
+        return _of_bare(name, now, now) if runs_nothing else Preview(name, faults=error.faults)
+    if runs_nothing:
+        return _of_bare(name, now, after.config)
     unknown = [f"{path}: falls back to what the layers below say" for path in _taken_back(stack)]
     unknown += [f"{layer} counts more, and what it says is not known here" for layer in stack.unclear]
     faults = _new(_faults(after, schemas), _faults(Effective(now, {}), schemas))
@@ -72,6 +76,15 @@ def preview(report: Reported, stack: Stack, schemas: Schemas) -> Preview:
     moved = Config.model_validate(after.config) if found.moves else None
     changes = tuple(_changes(now, after.config))
     return Preview(name, changes, tuple(found.describe()), found.restarts, faults, tuple(unknown), moved)
+
+
+def _of_bare(name: str, now: Mapping[str, Any], after: Mapping[str, Any]) -> Preview:
+    """It shows its broker and control alone, and a document builds on more than that: not that anything is missing can be told,
+    only whether it moves."""
+    moved = bare(after)
+    unknown = ("it is in safe mode and runs nothing but broker and control: what it makes of it is not known here",)
+    moves = plan(bare(now), moved).moves
+    return Preview(name, tuple(_changes(now, after)), unknown=unknown, moved=moved if moves else None)
 
 
 def _covered(layer: Layer, content: Mapping[str, Any]) -> Layer:
