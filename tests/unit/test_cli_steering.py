@@ -22,7 +22,7 @@ from edge_runtime.cli.config.following import FIRST_WORD_S, Followed, Following
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import Seen
 from edge_runtime.cli.config.set import believed
-from edge_runtime.cli.config.wanting import Wanting
+from edge_runtime.cli.config.wanting import Wanting, finish
 from edge_runtime.cli.mesh.finding import Plan
 from edge_runtime.cli.talking import Talk
 from edge_runtime.control.layers import BadLayers, Layer, merge
@@ -323,6 +323,13 @@ def test_a_group_is_followed_until_each_gateway_has_come_to_an_end() -> None:
     assert following.take(told("b", "rejected", cause="canary a took it back")) == "b: rejected: canary a took it back"
     assert not following.waiting
     assert not following.taken_everywhere
+
+
+def test_who_waits_for_a_dead_canary_is_not_called_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    following = Following(FOLLOWED, ["b"])
+    following.take(told("b", "validating", cause="waits for a"))
+    assert finish(following, as_json=False) == 1
+    assert capsys.readouterr().err.startswith("error: b: still waits for a\nhint: ")
 
 
 def test_what_came_of_the_same_content_before_is_passed_over() -> None:

@@ -230,7 +230,10 @@ def finish(following: Following, *, as_json: bool) -> int:
         if state != "active":
             complain(f"{name}: {state}: {report.cause.removeprefix(REFUSED)}", report.hint, report.errors)
     for name in following.waiting:
-        if name in following.last:
+        if name in following.last and following.last[name].state == "validating":
+            hint = "it takes it when they have, also if nobody looks; the next document takes its place (--canary: other ones)"
+            complain(f"{name}: still {following.last[name].cause}", hint, ())
+        elif name in following.last:
             complain(f"{name}: is silent since then", "if the change moves its broker, look for it there; else see its log", ())
         else:
             hint = "is it online? does it take it from you (--identity DIR)? its log says whom it refuses"
