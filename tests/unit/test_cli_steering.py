@@ -332,6 +332,13 @@ def test_who_waits_for_a_dead_canary_is_not_called_silent(capsys: pytest.Capture
     assert capsys.readouterr().err.startswith("error: b: still waits for a\nhint: ")
 
 
+def test_what_keeps_a_gateway_from_taking_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    following = Following(FOLLOWED, ["a"])
+    following.take(told("a", "active", "other", 3, cause="control.db: full", hint="free space on the disk"))
+    assert finish(following, as_json=False) == 1
+    assert capsys.readouterr().err == "error: a: says nothing about it, but: control.db: full\nhint: free space on the disk\n"
+
+
 def test_what_came_of_the_same_content_before_is_passed_over() -> None:
     following = Following(FOLLOWED, ["a"])
     assert following.take(told("a", "reverted", revision=3, cause="reach: nobody")) == ""

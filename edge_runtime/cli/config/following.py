@@ -55,6 +55,8 @@ class Following:
         self.waiting = dict.fromkeys(gateways)
         self.last: dict[str, Reported] = {}
         """The newest report of each about this document."""
+        self.beside: dict[str, Reported] = {}
+        """The newest report of each that is about something else, and has a cause: a full disk, say."""
         self.outcome: dict[str, str] = {}
         self._document, self._trial_s, self._busy = document, trial_s, busy
 
@@ -85,6 +87,8 @@ class Following:
         if self._document is not None and (newer := self._document.newer_in(report)):
             return self._superseded(report, newer)
         if not refused and self._document is not None and not self._document.is_in(report):
+            if report.cause:
+                self.beside[name] = report
             return ""
         before = self.last.get(name)
         if self._document is None and before is None and report.state in OVER:

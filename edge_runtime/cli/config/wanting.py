@@ -235,6 +235,8 @@ def finish(following: Following, *, as_json: bool) -> int:
             complain(f"{name}: still {following.last[name].cause}", hint, ())
         elif name in following.last:
             complain(f"{name}: is silent since then", "if the change moves its broker, look for it there; else see its log", ())
+        elif beside := following.beside.get(name):
+            complain(f"{name}: says nothing about it, but: {beside.cause}", beside.hint, ())
         else:
             hint = "is it online? does it take it from you (--identity DIR)? its log says whom it refuses"
             complain(f"{name}: says nothing about it", hint, ())
