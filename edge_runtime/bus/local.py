@@ -2,7 +2,8 @@
 
 `mqtt://local` is the site's broker, wherever it is now. Where this gateway has an identity, the url of its own broker means the
 same, for nobody gets in there without a certificate. Each connection is made with the certificate and the list of revocations
-that hold at that moment; when the gateway behind a broker is revoked, every connection to it falls.
+that hold at that moment; when the gateway behind a broker is revoked, every connection to it falls. Client ids are made of the
+names that we are given and of our key: other members, who know the names, take no connection and no session of ours.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class LocalBus:
             address = replace(
                 self.local(), client_id=address.client_id, clean=address.clean, keepalive_s=address.keepalive_s
             )  # fmt: skip
+        if self._identity is not None and address.site_ca and address.client_id:
+            address = replace(address, client_id=self._identity.client_id(address.client_id))
         connection = await self._bus.connect(address, will=will, timeout_s=timeout_s)
         if self._is_revoked(connection):  # meanwhile
             await connection.close()

@@ -7,6 +7,7 @@ missing or wrong in it is an error, never "no site": that would open what was cl
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Self, TypeVar
 from edge_runtime.ports import EdgeError
 from edge_runtime.trust import certificates, files
 from edge_runtime.trust.certificates import Subject
-from edge_runtime.trust.envelope import open_roster, seal
+from edge_runtime.trust.envelope import open_roster, seal, signed_bytes
 from edge_runtime.trust.keys import PrivateKey
 from edge_runtime.trust.roster import Forged, Role, Roster, certificate_name
 
@@ -126,6 +127,12 @@ class Identity:
     def sign(self, document: bytes, context: str) -> bytes:
         """An envelope in our name."""
         return seal(document, context, self.key, self.name)
+
+    def client_id(self, name: str) -> str:
+        """The same for a name whenever we start, and known to nobody else: mosquitto throws off who is there already under a
+        client id, whoever comes with it next, and gives away the session that was kept for it."""
+        mark = hashlib.sha256(self.key.sign(signed_bytes("client-id", name.encode()))).hexdigest()[:32]
+        return f"{name}-{mark}"
 
     def take_roster(self, payload: bytes) -> bool:
         """True: it was newer and is ours now, also on disk. False: we had it, or a newer one. Raises Forged (not signed by our

@@ -76,6 +76,20 @@ def test_the_url_of_the_own_broker_is_local_where_there_is_a_site(tmp_path: Path
     assert reached(made(press)[0], foreign) == foreign
 
 
+def test_nobody_else_knows_a_client_id_at_the_sites_broker(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press, saw, named = site.member("press"), site.member("saw"), Address(host="local", client_id="edge-plant-press-cloud")
+    found = reached(made(press)[0], named).client_id
+    assert found.startswith(f"{named.client_id}-")
+    assert len(found) == len(named.client_id) + 33
+    assert found == reached(made(press)[0], named).client_id, "a session that is kept is found again"
+    assert found != reached(made(saw)[0], named).client_id
+    assert reached(made(press)[0], Address(host="local")).client_id == ""
+    assert reached(made(None)[0], named).client_id == named.client_id
+    elsewhere = Address(host="10.9.9.9", port=1883, client_id="as-its-owner-wants-it")
+    assert reached(made(press)[0], elsewhere) == elsewhere
+
+
 def test_only_connections_to_who_was_revoked_fall(tmp_path: Path) -> None:
     site = Site(tmp_path)
     press, saw, oven = (site.member(name) for name in ("press", "saw", "oven"))
