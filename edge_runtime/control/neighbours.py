@@ -124,7 +124,7 @@ class Neighbours:
         target, what = topics.desired_target(self._link.site, message.topic), DESIRED
         if target is None:
             target, what = f"gw/{gateway}", message.topic.rpartition("/")[2]
-        if target == f"gw/{self._link.gateway}" or not message.payload:
+        if target == f"gw/{self._link.gateway}":
             return
         if (what, target) in self._waiting or len(self._waiting) < WAITING_MAX:
             self._waiting[what, target] = message
@@ -137,7 +137,14 @@ class Neighbours:
             while self._waiting:
                 (what, target), message = self._waiting.popitem()
                 with contextlib.suppress(BadMessage, EdgeError, DiskError):  # whoever it is for has said so, and counted it
-                    await self._hear(what, target, message)
+                    try:
+                        if message.payload:
+                            await self._hear(what, target, message)
+                        else:
+                            await self._miss(what, target)
+                    except (BadMessage, Forged, admitted.NotAdmitted):
+                        await self._miss(what, target)
+                        raise
 
     async def _hear(self, what: str, target: str, message: Message) -> None:
         if what == DESIRED:
@@ -158,6 +165,17 @@ class Neighbours:
                 # What it says now is newer, whatever its clock says; what the broker remembers is as old as it is.
                 rank = min(max(report.wall_ns, 0), RANK_MAX)
                 await self._take((KEPT, target), rank if message.retain else max(rank, held + 1), message.payload)
+
+    async def _miss(self, what: str, target: str) -> None:
+        """The broker has lost it: whoever may say again what was signed may also take it away, or put something else there. Not
+        said again is what would not count: two who hold such things would never come to an end."""
+        if self._identity is None or (what, target) not in self.ranks:
+            return
+        if what == DESIRED:
+            payload = await self._worker.run(self._file.payload, what, target)
+            admitted.opened(payload, "desired", self._settings(), self._identity, None)
+        self._said.pop((what, target), None)
+        self._missing.set()
 
     def _is_revoked(self, payload: bytes) -> bool:
         """What a dead gateway has said stays as it is: whoever has its disk could say more."""

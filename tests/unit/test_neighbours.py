@@ -214,6 +214,38 @@ async def test_with_a_site_only_what_is_signed_is_kept_and_it_outlives_the_key(t
         opened_kept(report(), None, "dead")
 
 
+@on_virtual_time
+async def test_what_a_member_takes_from_the_broker_or_writes_over_is_said_again(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    dead, alice, g0, g1 = site.member("dead"), site.member("alice", "engineer"), site.member("g0"), site.member("g1")
+    site.roster(g0, g1, dead, alice)
+    plant, broker = Plant(tmp_path, {"g0": g0, "g1": g1}), Broker()
+    good = alice.sign(desired(7, a=1), "desired")
+    broker.retained = {DESIRED: good, REPORTED: dead.sign(report(), "reported")}
+
+    def say(payload: bytes) -> None:
+        broker.said.clear()
+        for topic in (DESIRED, KEPT):
+            broker.retained[topic] = payload
+            for link in plant.links.values():
+                link.hear(topic, payload, retain=False)
+
+    async with plant.running(broker):
+        await wait()
+        kept = broker.retained[KEPT]
+        for payload in (b"", b"garbage", g0.sign(desired(9, a=2), "desired")):
+            say(payload)
+            await wait()
+            assert broker.retained[DESIRED] == good
+            assert broker.retained[KEPT] == kept
+            assert sorted(topic for _, topic in broker.said) == [DESIRED, KEPT], "one of the two says it, once"
+        site.authority.revoke("alice", "gone")
+        site.roster(g0, g1)
+        say(b"")
+        await wait()
+    assert [topic for _, topic in broker.said] == [KEPT], "what a revoked engineer has signed counts no more"
+
+
 def test_what_is_kept_of_a_gateway_is_its_own_word(tmp_path: Path) -> None:
     """Else any other gateway could write the configuration of the hardware that replaces it."""
     site = Site(tmp_path)
