@@ -83,6 +83,10 @@ class Authority:
     def members(self) -> tuple[Member, ...]:
         return self._roster.members
 
+    def knew(self, name: str) -> bool:
+        """Whether somebody has this name, or had it once."""
+        return self._roster.named(name) is not None or any(each.name == name for each in self._roster.revoked)
+
     def roster(self) -> bytes:
         """Signed; for every member of the site."""
         return self._signed

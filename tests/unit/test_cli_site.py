@@ -283,6 +283,13 @@ def test_a_person_cannot_be_a_gateway_by_name(plant: Command) -> None:
     assert "alice is a member already: operator" in err
 
 
+def test_a_token_says_what_of_its_words_is_wrong(plant: Command) -> None:
+    _, err = plant("site", "token", "g11", "--replace", status=1)
+    assert "--replace: g11 is no member, and never was" in err
+    _, err = plant("site", "token", "g3", "--listen", "here", status=1)
+    assert "--listen here: is no host:port" in err
+
+
 def test_members_and_revocation(plant: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     plant("site", "renew", "g2")  # two certificates, one key
     out, _ = plant("site", "revoke", "g2", "--why", "stolen")

@@ -111,12 +111,14 @@ def roster(where: Path) -> tuple[bytes, Roster]:
 
 
 def check_free(opened: Authority, name: str, role: Role, *, replace: bool) -> None:
-    """Raises EdgeError: nobody can have this name, or somebody has it."""
+    """Raises EdgeError: nobody can have this name, or somebody has it; or there never was whom it is to replace."""
     from edge_runtime.trust.roster import check_name
 
     check_name(name, role)
     held = next((each.role for each in opened.members if each.name == name), None)
     if held is None:
+        if replace and not opened.knew(name):  # the old key would stay good
+            raise EdgeError(f"--replace: {name} is no member, and never was", "is the name right? `edge-runtime site members`")
         return
     if held != role:
         raise EdgeError(f"{name} is a member already: {held}", f"another name; or first: edge-runtime site revoke {name}")

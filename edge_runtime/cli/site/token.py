@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """0: it has joined. Raises EdgeError, also when it has not in time."""
-    from edge_runtime.address import listener
     from edge_runtime.board.system import SystemClock, secret
     from edge_runtime.cli.site import addresses, opening
     from edge_runtime.trust import enrolment
     from edge_runtime.trust.desk import Desk
     from edge_runtime.trust.token import SECRET_BYTES, Token, ca_mark
 
-    host, port = listener(args.listen)
+    host, port = _listen(args.listen)
     authority = opening.authority(args)
     opening.check_free(authority, args.gateway, "gateway", replace=args.replace)
     clock = SystemClock()
@@ -54,6 +53,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         _say(opening.SPREAD)
     return 0
+
+
+def _listen(text: str) -> tuple[str, int]:
+    from edge_runtime.address import BadAddress, listener
+
+    try:
+        return listener(text)
+    except BadAddress as error:
+        raise BadAddress(f"--listen {text}: {error.cause}", error.hint) from None
 
 
 def _tls(authority: Authority) -> ssl.SSLContext:
