@@ -96,6 +96,8 @@ def is_empty(folder: Path) -> bool:
     try:
         return not any(folder.iterdir())
     except FileNotFoundError:
+        if folder.is_symlink():  # what it leads to is not mounted, say: it is not known to be empty
+            raise EdgeError(f"{folder}: leads to {folder.readlink()}, which is not there", "is that mounted?") from None
         return True
     except OSError as error:
         raise EdgeError(f"{folder}: {error.strerror}", "it must be a folder that this user may read") from None

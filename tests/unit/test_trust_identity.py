@@ -40,6 +40,12 @@ def test_no_folder_or_an_empty_one_is_no_site(tmp_path: Path) -> None:
     assert Identity.load(tmp_path) is None
 
 
+def test_a_link_to_a_disk_that_is_not_mounted_is_an_error_and_never_no_site(tmp_path: Path) -> None:
+    (tmp_path / "identity").symlink_to(tmp_path / "encrypted" / "identity")
+    with pytest.raises(EdgeError, match="leads to .*encrypted/identity, which is not there"):
+        Identity.load(tmp_path / "identity")
+
+
 @pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "key.pem", "roster.json"])
 def test_a_folder_with_something_missing_is_an_error_and_never_no_site(tmp_path: Path, name: str) -> None:
     folder = Site(tmp_path).member("press-1").folder
