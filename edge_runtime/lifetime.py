@@ -104,6 +104,9 @@ class Lifetime:
     def _identity(self, settings: config.Config) -> Identity | None:
         """Raises EdgeError: there is one, and it cannot be used. To go on without would open what was closed."""
         found = Identity.load(self._folder / settings.site_dir if settings.site_dir else self._data_dir / IDENTITY)
+        if found is None and settings.site_dir:  # on a disk that is not mounted, say
+            hint = "is its disk mounted? `edge-runtime join` makes one; a gateway that belongs to no site has no site_dir"
+            raise EdgeError(f"site_dir: no identity is in {self._folder / settings.site_dir}", hint)
         if found and (found.site, found.name, found.role) != (settings.site, settings.gateway, "gateway"):
             whose = f"{found.role} {found.name} of {found.site}"
             hint = "the names in the configuration are those under which it has joined; else: edge-runtime join"

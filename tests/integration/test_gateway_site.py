@@ -41,7 +41,7 @@ def test_the_memory_of_a_gateway_with_security(tmp_path: Path) -> None:
         assert edge.stop() == 0
 
 
-@pytest.mark.parametrize("wrong", ["another name", "another site", "a person", "readable by others"])
+@pytest.mark.parametrize("wrong", ["another name", "another site", "a person", "readable by others", "elsewhere"])
 def test_an_identity_that_is_not_its_own_keeps_it_from_starting(tmp_path: Path, wrong: str) -> None:
     """To go on without would open what was closed."""
     settings = config({"press": press("mqtt://127.0.0.1:1")}, {})
@@ -52,6 +52,8 @@ def test_an_identity_that_is_not_its_own_keeps_it_from_starting(tmp_path: Path, 
     shutil.copytree(identity.folder, tmp_path / "data" / "identity")
     if wrong == "readable by others":
         (tmp_path / "data" / "identity" / "key.pem").chmod(0o644)
+    if wrong == "elsewhere":
+        settings["site_dir"] = "on-a-disk-that-is-not-mounted"
     (tmp_path / "gateway.yaml").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "edge_runtime", "run", tmp_path / "gateway.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
