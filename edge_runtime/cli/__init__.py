@@ -7,7 +7,9 @@ imported by `run`.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
@@ -34,6 +36,8 @@ VERBS = (
 
 INTERRUPTED = 130
 
+_OUTPUT_ENDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 class Verb(Protocol):
     """What a verb's module offers. `run` raises EdgeError; the status is 0 where all went well. A verb that knows short forms of
@@ -49,6 +53,7 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status: 0 fine, 1 it failed, 2 wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         return _run(words)
     except KeyboardInterrupt:
@@ -57,6 +62,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nobody reads on (`... | head`). The interpreter flushes at exit and would complain once more.
         sys.stdout = None
         return 0
+    except OSError as error:
+        # `... > FILE` on a full disk. Of a file that a verb has opened itself the error names it: that is the verb's.
+        if error.errno not in _OUTPUT_ENDS or error.filename is not None:
+            raise
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        print("hint: what was written is not complete; is the disk full?", file=sys.stderr)
+        sys.stdout = None
+        return 1
+
+
+def _open_streams() -> None:
+    """Started with `>&-` or `2>&-`: the next file that is opened would have that number, and get what libraries print there."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    # Python has none where it found none: print would be silent, flush and isatty would not be there.
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _run(words: Sequence[str]) -> int:

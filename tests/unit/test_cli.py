@@ -98,6 +98,22 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.returncode == 0
 
 
+def test_output_that_the_disk_does_not_take_is_said_in_words() -> None:
+    """`edge-runtime outbox FILE export > backup.jsonl`, and the disk is full."""
+    command = f"{sys.executable} -m edge_runtime config schema > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.startswith("error: the output cannot be written: No space left on device\nhint: ")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed: str) -> None:
+    command = f"{sys.executable} -m edge_runtime adapters {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 # --- config, check ---------------------------------------------------------------------------------------------------
 
 
