@@ -35,14 +35,14 @@ class Talk:
         self._connection: Connection | None = None
         self._filters: dict[str, None] = {}
         self._heard: Roster | None = None
-        """Who comes with a password has none of their own."""
+        """Who comes with a password has none of their own; with an identity: that of the broker, where it is older than ours."""
 
     async def __aenter__(self) -> Self:
         await self._connect()
         if self.plan.authority:
             await self._learn_roster(self._take_roster)
         elif self.identity is not None:
-            await self._learn_roster(self.identity.take_roster)
+            await self._learn_roster(self._compare_roster)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -110,6 +110,10 @@ class Talk:
             role = MAY[context][0]
             hint = f"a role stays as it is: for another one, another name (`edge-runtime site person NAME --role {role}`)"
             raise EdgeError(f"{who.name} is {who.role}, who never {what}", hint)
+        if self.identity and self._heard and self._heard.member(self.identity.key.fingerprint) is None:
+            cause = f"{self.where}: {self.site} does not know {self.identity.name} yet: it has revision {self._heard.revision} of"
+            hint = "tell it, beside the authority's folder: edge-runtime site roster --publish --broker URL --identity DIR"
+            raise EdgeError(f"{cause} its roster, you have {self.identity.roster.revision}", hint)
         return self.identity.sign(document, context) if self.identity else document
 
     def check_taken(self, gateway: str, reported: Mapping[str, Any], context: Literal["desired", "command"]) -> None:
@@ -171,6 +175,14 @@ class Talk:
                 await self._there.subscribe(*self._filters)
                 return
             await asyncio.sleep(AGAIN_S)
+
+    def _compare_roster(self, payload: bytes) -> bool:
+        """Where ours is the newer one, who is new in it is not known there: the broker throws away what they say, silently."""
+        assert self.identity is not None
+        newer = self.identity.take_roster(payload)
+        heard = envelope.open_roster(payload, self.site, self.identity.authority)
+        self._heard = heard if heard.revision < self.identity.roster.revision else None
+        return newer
 
     def _take_roster(self, payload: bytes) -> bool:
         self._heard = envelope.open_roster(payload, self.site, self.plan.authority)

@@ -43,3 +43,20 @@ def test_each_may_what_their_role_says(tmp_path: Path) -> None:
         assert (newest["state"], newest["by"], newest["note"]) == ("active", "person:alice", "summer")
         assert "press-1 online" in plant.cli("mesh", "--seconds", "2").out
         assert len(plant.writes()) == 1
+
+
+def test_a_person_whom_the_site_does_not_know_yet_is_told_so(tmp_path: Path) -> None:
+    """The order of docs/site.md: a gateway joins and runs, then a person is made. The broker would throw away what she says."""
+    site = Site(tmp_path, "plant")
+    press = site.member("press-1")
+    alice = site.member("alice", "engineer")
+    with waiting(tmp_path, site_dir=str(press.folder)) as plant:
+        plant.begin()
+        plant.gateway.wait("roster_said")
+        plant.identity = alice.folder
+        for words in (("config", "set", "press-1", f"{LIMIT}=5"), (*WRITE, "value=1200")):
+            said = plant.cli(*words)
+            assert said.status == 1
+            assert "plant does not know alice yet" in said.error
+            assert "edge-runtime site roster --publish" in said.error
+        assert not plant.writes()

@@ -76,5 +76,4 @@ def _say(args: argparse.Namespace, facts: dict[str, Any], lines: list[str], pass
         print(line)
     if password:
         print(f"password, shown this once: {password}")
-    if args.password or args.password_file or args.generate or args.no_password:
-        print(TELL)
+    print(TELL)
