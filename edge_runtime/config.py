@@ -310,9 +310,7 @@ class Config(Section):
         "models", description="Folder with the models, relative to this file; shipped models are found anyway"
     )
     site_dir: str = Field(
-        "",
-        description="Folder with this gateway's key and certificate (`edge-runtime join`), without which it then does not start; "
-        "default: identity in `data_dir`",
+        "", description="Folder with its key and certificate, needed to start if it is said here; default: identity in `data_dir`"
     )
     secrets_dir: str = Field(
         "", description="Folder of the files behind `secret:NAME` (`edge-runtime secret`); default: secrets in `data_dir`"
