@@ -101,7 +101,7 @@ class Door:
                 return
             while await self._exchange(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, TimeoutError):
+        except (OSError, asyncio.IncompleteReadError):
             return  # the other side has gone; what it sent is kept, or it sends it again
         finally:
             del self._connections[task]

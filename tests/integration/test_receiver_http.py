@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import resource
 import signal
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from receivers import ReceiverProcess, receiver, records, rows
@@ -123,6 +124,39 @@ def test_a_client_that_goes_in_the_middle_harms_nobody(far_end: ReceiverProcess)
             connection.sendall(request[:cut])
     with connected(far_end) as connection:
         assert exchange(connection, request)[0] == 200
+
+
+class Gone:
+    """A connection that is reset as soon as the answer is on its way: a TLS client does so to a port without TLS."""
+
+    closed = False
+
+    def write(self, answer: bytes) -> None:
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+    async def drain(self) -> None:
+        pass
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_client_that_resets_at_the_answer_is_no_fault() -> None:
+    writer = Gone()
+
+    async def main() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b"\x16\x03\x01 hello\r\n\r\n")
+        await http.Door(cast(Receiver, None)).serve(reader, cast(asyncio.StreamWriter, writer))
+
+    asyncio.run(main())
+    assert writer.closed
 
 
 def test_too_many_connections_are_told_so(far_end: ReceiverProcess) -> None:
