@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from receivers import STAMP, receiver, records
 
 from edge_runtime.board.system import ThreadWorker
@@ -285,6 +292,25 @@ def test_tls_and_token(tmp_path: Path) -> None:
             assert "https" in (await failure(plain.open([]))).hint
             await plain.close()
             assert len(process.rows()) == 10
+
+    asyncio.run(main())
+
+
+def test_a_certificate_that_is_out_of_time_asks_for_the_clock(tmp_path: Path) -> None:
+    """Without NTP it is 1970 after a boot: no `ca_file` mends that."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    own, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    ended = datetime.now(UTC) - timedelta(days=1)
+    at = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, own.public_key(), 1, ended - timedelta(days=1), ended).add_extension(at, False)
+    cert.write_bytes(builder.sign(own, hashes.SHA256()).public_bytes(Encoding.PEM))
+    key.write_bytes(own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    async def main() -> None:
+        with receiver(tmp_path, "--cert", str(cert), "--key", str(key)) as process:
+            each = sink(process.url.replace("http:", "https:"), ca_file=cert)
+            assert "clock" in (await failure(each.open([]))).hint
+            await each.close()
 
     asyncio.run(main())
 

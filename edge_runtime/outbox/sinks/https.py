@@ -37,6 +37,9 @@ _HINTS = {
     503: "the receiver cannot write now; its log says why",
 }
 
+_OUT_OF_TIME = (9, 10)
+"""OpenSSL's verify codes: a certificate that is not valid yet, or not any more."""
+
 T = TypeVar("T")
 
 _Answer = tuple[int, bytes, str]
@@ -131,6 +134,8 @@ class HttpsSink:
 
     def _failed(self, error: Exception) -> SinkError:
         match error:
+            case ssl.SSLCertVerificationError(verify_code=code) if code in _OUT_OF_TIME:
+                hint = "is the clock of this machine right? Else the receiver needs a new certificate"
             case ssl.SSLCertVerificationError():
                 hint = "set `ca_file` to the CA that signed the receiver's certificate; the name in `url` must be in it"
             case ssl.SSLError():
