@@ -188,7 +188,11 @@ class Pipeline(Section):
     engine: Literal["auto", "tflite", "openvino"] = Field(
         "auto", description="auto: the fastest that passes its known answers here"
     )
-    accelerator: str = Field("cpu", description="cpu, gpu, npu, edgetpu: the first choice; cpu is always the last one")
+    accelerator: str = Field(
+        "cpu",
+        pattern=r"^(cpu|gpu|npu|edgetpu)(\.\w+)?$",
+        description="cpu, gpu, npu, edgetpu: the first choice; cpu is always the last one",
+    )
     rules: list[Rule] = Field(default_factory=list, description="Events to raise and clear")
     privacy: Privacy = Field(
         Privacy.CLOUD,

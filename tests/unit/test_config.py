@@ -126,6 +126,7 @@ pipelines:
     rules: [{name: hot, output: temp.max, above: 1, b: 1}]  #! ~: needs a window; ~[0].b: unknown key
   long:
     device: press
+    accelerator: tpu                      #! ~: should match
     window: {count: 51, gap_s_max: 0}     #! ~.count: is more than half; ~.gap_s_max: should be greater
 sinks:
   site: {type: mqtt, url: "http://plc", lanes: [evnt]}  #! ~.url: http://plc: http:// is not; ~.lanes[0]: should be 'gap'
