@@ -52,7 +52,7 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}: " + (f"{self.path}: " if self.path else "")
+        where = (f"{self.file}:{self.line}: " if self.file else "") + (f"{self.path}: " if self.path else "")
         value = "" if self.value is None else f" (it is {json.dumps(self.value, ensure_ascii=False)})"
         return where + self.message + value + (f"\n    hint: {self.hint}" if self.hint else "")
 

@@ -67,7 +67,7 @@ class Lifetime:
     async def run(self) -> None:
         """Until `stop`. Raises ConfigError: nothing of the configuration works."""
         try:
-            origin = await origins.begin(self.book, self._text, self._name, self._world.adapters, self._world.clock)
+            origin = await self._begin()
             await self.audit.open()
             self._tell(origin)
             await self._live(origin)
@@ -75,6 +75,16 @@ class Lifetime:
                 await self.book.ended()
         finally:
             await self._close()
+
+    async def _begin(self) -> Origin:
+        """Raises ConfigError. To end with it is no crash: after one the same file would not be read again, though what it lacked
+        (an adapter, say) may be there then."""
+        try:
+            return await origins.begin(self.book, self._text, self._name, self._world.adapters, self._world.clock)
+        except config.ConfigError:
+            with contextlib.suppress(BookError):
+                await self.book.ended()
+            raise
 
     async def _live(self, origin: Origin) -> None:
         left: Sequence[Due] = ()

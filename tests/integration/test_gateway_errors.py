@@ -3,6 +3,7 @@ and costs no record."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -36,6 +37,26 @@ def fails(edge: GatewayProcess) -> str:
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+def test_a_file_that_lacked_an_adapter_runs_as_soon_as_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after several attempts: each is told the same, with its line, and none of them is a crash."""
+    edge = GatewayProcess(tmp_path, config({"wind": {**replay(tmp_path), "adapter": "wind"}}, {}))
+    for _ in range(4):
+        said = fails(edge)
+        assert "gateway.json:1: devices.wind.adapter: no adapter of this name is installed" in said
+        assert "the file is not valid" not in said
+    wheel = tmp_path / "site" / "wind-1.dist-info"
+    wheel.mkdir(parents=True)
+    (wheel / "METADATA").write_text("Metadata-Version: 2.1\nName: wind\nVersion: 1\n")
+    (wheel / "entry_points.txt").write_text("[edge_runtime.adapters]\nwind = edge_adapters.replay:Replay\n")
+    monkeypatch.setenv("PYTHONPATH", str(wheel.parent), prepend=os.pathsep)
+    edge.start()
+    try:
+        edge.wait("source_connected")
+        assert edge.stop() == 0
+    finally:
+        edge.end()
 
 
 def test_every_mistake_in_the_file_is_told_at_once_with_its_line(tmp_path: Path) -> None:

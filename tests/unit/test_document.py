@@ -19,6 +19,11 @@ def _refused(text: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
+def test_a_problem_of_no_file_names_none() -> None:
+    assert str(document.Problem("", 0, "", "there is nothing")) == "there is nothing"
+    assert str(document.Problem("", 0, "a.b", "is wrong", 3)) == "a.b: is wrong (it is 3)"
+
+
 def test_lines_of_keys_and_items() -> None:
     doc = document.read("a: 1\nb:\n  # a comment\n  - x: 5\n    y: [1,\n      2]\n  - z\n")
     assert doc.value == {"a": 1, "b": [{"x": 5, "y": [1, 2]}, "z"]}
