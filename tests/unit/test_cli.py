@@ -114,6 +114,21 @@ def test_a_closed_stream_is_no_error(closed: str) -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("audit point press/speed --at -1h nowhere", "nowhere: there is no such file"),
+        ("config get press-1 --broker mqtt://127.0.0.1:1 devices", "connection refused"),
+        ("command press-1 write --broker mqtt://127.0.0.1:1 point=press/speed value=3", "connection refused"),
+        ("mesh --json nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_words_stand_before_and_behind_options(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As docs/audit.md does it."""
+    assert cli.main(words.split()) == 1
+    assert said in capsys.readouterr().err
+
+
 # --- config, check ---------------------------------------------------------------------------------------------------
 
 
