@@ -250,6 +250,16 @@ def test_what_may_not_be_written_is_refused_in_words(tmp_path: Path, args: dict[
     commanded(scenario, tmp_path)
 
 
+def test_no_log_tells_what_was_to_be_written(tmp_path: Path) -> None:
+    async def scenario(steered: Steered, person: Person) -> None:
+        assert "101.5" in (await person.write(101.5)).cause
+        said = steered.site.events("command")
+        assert [each["outcome"] for each in said] == ["refused"]
+        assert "101.5" not in str(said)
+
+    commanded(scenario, tmp_path)
+
+
 def test_what_is_no_command_is_counted_and_not_answered(tmp_path: Path) -> None:
     async def scenario(steered: Steered, person: Person) -> None:
         good = person.payload(args={"point": "d/speed", "value": 40})
