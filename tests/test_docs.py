@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -52,3 +53,25 @@ def test_every_event_in_the_operators_guide_is_logged_somewhere() -> None:
     for event in events:
         phase = event.removeprefix("source_")
         assert f'"{event}"' in source or ('"source_" + phase' in source and f'"{phase}"' in source), event
+
+
+def test_every_event_from_level_info_on_is_told_somewhere() -> None:
+    """As docs/logs.md says. Names that are put together (`source_` and a phase) are those of the test above."""
+    told = "\n".join((ROOT / "docs" / page).read_text() for page in ("logs.md", "guide-operator.md"))
+    parts = [ROOT / "edge_runtime" / part for part in ("testing", "cli")]
+    files = [file for file in (ROOT / "edge_runtime").rglob("*.py") if not any(file.is_relative_to(part) for part in parts)]
+    events = {name for file in files for name in _logged(ast.parse(file.read_text()))}
+    assert len(events) > 80
+    assert not [name for name in sorted(events) if f"`{name}`" not in told]
+
+
+def _logged(tree: ast.AST) -> set[str]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args]
+    firsts = [call.args[0] for call in calls if call.func.attr in ("info", "warning", "error", "critical")]  # type: ignore[attr-defined]
+    names = [part.value for first in firsts for part in ast.walk(first) if isinstance(part, ast.Constant)]
+    return {name for name in names if isinstance(name, str) and re.fullmatch(r"[a-z]+(_[a-z]+)*", name)}
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert not [verb for verb in VERBS if f"`edge-runtime {verb}" not in text and f"`{verb}`" not in text]
