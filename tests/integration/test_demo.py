@@ -111,6 +111,14 @@ def test_a_record_that_is_gone_is_noticed(demo: Callable[..., Demo], tmp_path: P
     assert {"gateway.yaml", "gateway.log", "records.db", "data"} <= {file.name for file in kept.iterdir()}
 
 
+def test_who_stops_it_before_the_outage_gets_a_clean_account(demo: Callable[..., Demo]) -> None:
+    run = demo("--seconds", "600")
+    run.until(_works)
+    run.ctrl_c()
+    assert run.end()[0] == 0, run.lines[-1]
+    assert run.lines[-1]["problems"] == []
+
+
 def test_a_process_that_ends_by_itself_ends_the_demo(demo: Callable[..., Demo]) -> None:
     """Three at once: each run takes its own ports."""
     victims = {

@@ -204,7 +204,8 @@ class Performance:
             ours[0] if ours else None,
             waiting=sum(self._gateway.deliveries["cloud"].depth().values()),
             outages=self._outages,
-            outage_due=self._seconds is not None or self._cuts > 0,
+            # Who has stopped it early saw what there was until then.
+            outage_due=(self._seconds is not None and self._elapsed_s >= self._seconds) or self._cuts > 0,
             waited_max=self._waited_max,
             found=self._comparison.found,
             latency=self._latencies.figures,

@@ -66,9 +66,8 @@ class SitePerformance:
             await self._children.end()
         statistics = msgspec.json.decode(said.splitlines()[-1], type=Statistics)
         accepted = {name: self._accepted(name) for name in self._names}
-        found = account(
-            accepted, statistics.gateways, last, kills=self._kills, back=self._back, kill_due=self._seconds is not None
-        )
+        whole = self._seconds is not None and self._elapsed_s >= self._seconds  # who has stopped it early saw what there was
+        found = account(accepted, statistics.gateways, last, kills=self._kills, back=self._back, kill_due=whole)
         return found, self._elapsed_s
 
     def _take_signals(self) -> None:
