@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nobody reads on (`... | head`). The interpreter flushes at exit and would complain once more.
         sys.stdout = None
         return 0
+    except PermissionError as error:
+        # The folder of a gateway lets nobody in but its user: to look whether there is a file in it fails, too.
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print("hint: type it as the user to whom it belongs, or with sudo", file=sys.stderr)
+        return 1
     except OSError as error:
         # `... > FILE` on a full disk. Of a file that a verb has opened itself the error names it: that is the verb's.
         if error.errno not in _OUTPUT_ENDS or error.filename is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_words_stand_before_and_behind_options(words: str, said: str, capsys: py
     """As docs/audit.md does it."""
     assert cli.main(words.split()) == 1
     assert said in capsys.readouterr().err
+
+
+WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.parametrize(
+    "words", [("outbox", "{}/outbox.db"), ("audit", "verify", "{}"), ("outbox", "import", "{}/o.db", "--into", "{}/g.yaml")]
+)
+def test_the_folder_of_another_user_is_told_in_words(words: tuple[str, ...], tmp_path: Path) -> None:
+    """`data_dir` is 0700, and who looks after a gateway is not always its user."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can give folders away, and setpriv takes its rights: not tried")
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    os.chown(data, 65534, 65534)
+    command = [*WITHOUT_ROOTS_RIGHTS, sys.executable, "-m", "edge_runtime", *(word.format(data) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: {data}/" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- config, check ---------------------------------------------------------------------------------------------------
