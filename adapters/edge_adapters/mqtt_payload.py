@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -16,6 +17,9 @@ from edge_runtime.adapter import Address, BadAddress, Field, Message, Value, mod
 NOT_IN_THIS_MESSAGE = "not in this message"
 SHOWN_CHARS = 60
 """Of a payload, in a fault."""
+ID_CHARS_MAX = 1_000
+"""A message id that is longer, or that no disk can hold (half of a character), is known by its digest: else its message could
+never be kept, would come again for ever, and hold up all that come after it."""
 
 
 def _filter(text: str) -> str:
@@ -160,8 +164,11 @@ class Reader:
             found = path.find(document)
         except NotThere:
             return ""
-        plain = isinstance(found, str | int) and not isinstance(found, bool)
-        return f"{topic} {found}" if plain and found != "" else ""
+        if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
+            return ""
+        if isinstance(found, str) and (len(found) > ID_CHARS_MAX or any("\ud800" <= char <= "\udfff" for char in found)):
+            found = hashlib.blake2b(found.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return f"{topic} {found}"
 
 
 def matches(wanted: str, topic: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from math import isfinite
@@ -24,6 +25,11 @@ TEXT_MAX = 4_096
 """Characters. One message with a longer text would not fit into a transaction, come again for ever, and stop its source."""
 
 TOO_LONG = "text too long"
+
+NOT_TEXT = "not text"
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character: JSON may hold one (as an escape), a disk or a wire may not. Such a message would come for ever, too."""
 
 
 class WrongShape(EdgeError):
@@ -49,7 +55,7 @@ class Decoder:
         return self._decode(raw)
 
     def _decode(self, raw: Sample) -> Sample:
-        faults = dict(raw.faults)
+        faults = {name: _as_text(reason) for name, reason in raw.faults.items()}
         values: list[Value] = []
         for name, rule, value in zip(self._names, self._rules, raw.values, strict=True):
             if name in faults:
@@ -84,6 +90,8 @@ class _Rule:
         if isinstance(value, str):
             if len(value) > TEXT_MAX:
                 return None, TOO_LONG
+            if _HALF.search(value):
+                return None, NOT_TEXT
             return (value, "") if self.plain else (None, NOT_A_NUMBER)
         if value in self._sentinels:
             return None, SENTINEL
@@ -107,9 +115,14 @@ def _all_good(values: tuple[Value, ...]) -> bool:
             return False
         if isinstance(value, int) and not INTEGER_MIN <= value <= INTEGER_MAX:
             return False
-        if isinstance(value, str) and len(value) > TEXT_MAX:
+        if isinstance(value, str) and (len(value) > TEXT_MAX or _HALF.search(value)):
             return False
     return True
+
+
+def _as_text(reason: str) -> str:
+    """It may quote what a device said."""
+    return reason.encode("utf-8", "backslashreplace").decode() if _HALF.search(reason) else reason
 
 
 def _as_float32(numbers: Sequence[float]) -> list[float]:

@@ -59,6 +59,7 @@ def test_good(value: Value, point: dict[str, Any], expected: Value) -> None:
         (101, {"scale": 0.1, "low": 0, "high": 10}, "out of range"),
         ("n/a", {"low": 0}, "not a number"),
         ("n/a", {"scale": 0.1}, "not a number"),
+        ("a\ud800", {}, "not text"),
     ],
 )
 def test_bad_is_none_with_a_reason(value: Value, point: dict[str, Any], reason: str) -> None:
@@ -104,3 +105,7 @@ def test_a_value_and_a_fault_never_stand_together(
 def test_a_text_that_no_transaction_could_hold_is_bad_and_stops_nobody(point: dict[str, Any]) -> None:
     assert decode("x" * (TEXT_MAX + 1), **point) == (None, TOO_LONG)
     assert decode("x" * TEXT_MAX)[1] == ""
+
+
+def test_a_reason_that_quotes_half_of_a_character_can_be_kept() -> None:
+    assert decode(None, {"a": 'not a number: "\ud800"'}) == (None, 'not a number: "\\ud800"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pydantic
@@ -107,6 +108,18 @@ def test_a_point_of_another_topic_is_bad_and_says_so() -> None:
 def test_message_id(payload: bytes, expected: str) -> None:
     """With the topic: two machines that both count from 1 are not each other's redeliveries."""
     assert reader({"name": "p"}, message_id="id").read(message(payload))[2] == expected
+
+
+@pytest.mark.parametrize("found", ["\ud800", "k" * 1_001, "k" * 500_000 + "\ude00"])
+def test_a_message_id_that_no_disk_can_hold_is_known_by_its_digest(found: str) -> None:
+    one, again, other = (
+        reader({"name": "p"}, message_id="id").read(message(json.dumps({"id": each}).encode()))[2]
+        for each in (found, found, found + "x")
+    )
+    assert one == again
+    assert one != other
+    assert one.startswith("m/1 ")
+    assert len(one.encode()) < 50
 
 
 def test_what_is_no_sample() -> None:

@@ -528,6 +528,18 @@ def test_a_number_that_fits_nowhere_is_bad_and_stops_nobody(tmp_path: Path) -> N
     simulated(scenario, tmp_path)
 
 
+def test_half_of_a_character_is_bad_and_stops_nobody(tmp_path: Path) -> None:
+    """JSON may hold one. It could not be written: its message came again for ever, and nothing behind it came through."""
+
+    async def scenario(site: Site) -> None:
+        async with site.running(**statistics(COUNT_1, "a", "b")):
+            site.post({"a": 1.0, "b": "good"}, {"a": 2.0, "b": "\ud800"}, {"a": 3.0, "b": "good"})
+            await site.acknowledged(3)
+        assert [body["faults"] for body in site.bodies(Lane.SAMPLE)] == [{}, {"b": "not text"}, {}]
+
+    simulated(scenario, tmp_path)
+
+
 def test_a_dead_device_is_told_to_forwarding_pipelines(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         devices = {"d": plc("a", options={"lost": 0.5})}
