@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -192,6 +193,20 @@ def _writes(doc: Document, here: Path) -> Iterator[Problem]:
         yield doc.problem(here, f"is no point of {device}", value=value, hint=hint)
     elif not found.get("write"):
         yield doc.problem(here, "may not be written", value=value, hint="allow it with `write` in the point's declaration")
+    elif hint := _never_takes(_mapping(found["write"]), doc.at((*here[:-1], "value"))):
+        wanted = (*here[:-1], "value")
+        yield doc.problem(wanted, f"is nothing that {value} may be given", value=doc.at(wanted), hint=hint)
+
+
+def _never_takes(bound: Mapping[str, Any], value: Any) -> str:
+    """What it does take; "" where it takes this value, or where what is wrong is said elsewhere."""
+    allowed = _list(bound.get("allowed"))
+    if allowed and value is not None:
+        fits = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
+        return "" if fits else f"allowed are {json.dumps(allowed, ensure_ascii=False)}"
+    low, high = _number(bound.get("low")), _number(bound.get("high"))
+    within = not low <= high or value is None or low <= _number(value) <= high
+    return "" if within else f"it takes {low:g} to {high:g}"
 
 
 def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem]:

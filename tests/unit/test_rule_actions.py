@@ -54,7 +54,9 @@ def test_an_alarm_writes_its_point_once_and_the_log_tells_why(tmp_path: Path) ->
 
 def test_a_value_that_the_point_may_not_have_is_refused(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
-        async with Steered(site, **settings(value=2)).running() as steered:
+        whole = settings(value=2)
+        whole["devices"]["d"]["points"][1] = {"name": "stop", "sentinels": [2], "write": {"allowed": [2]}}
+        async with Steered(site, **whole).running() as steered:
             await until(lambda: site.events("rule_action"))
             assert device(steered).received == []
             assert site.events("rule_action")[0]["outcome"] == "refused"
@@ -70,6 +72,26 @@ def test_a_point_that_is_not_writable_is_no_target(tmp_path: Path) -> None:
     (problem,) = error.value.problems
     assert problem.path == "pipelines.p.rules[0].writes[0].point"
     assert "write" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "hint"),
+    [
+        (2, {"allowed": [True, False]}, "allowed are [true, false]"),
+        (1, {"allowed": [True, False]}, "allowed are [true, false]"),
+        ("OFF", {"allowed": ["AUTO", "AUS"]}, 'allowed are ["AUTO", "AUS"]'),
+        (5.5, {"low": 0, "high": 5}, "it takes 0 to 5"),
+        (True, {"low": 0, "high": 5}, "it takes 0 to 5"),
+    ],
+)
+def test_a_value_that_the_point_never_takes_is_said_before_the_alarm(value: object, bound: dict[str, Any], hint: str) -> None:
+    whole = {"site": "s", "gateway": "g", **settings(value)}
+    whole["devices"]["d"]["points"][1]["write"] = bound
+    with pytest.raises(config.ConfigError) as error:
+        config.load(json.dumps(whole), {"faulty": Faulty})
+    (problem,) = error.value.problems
+    assert problem.path == "pipelines.p.rules[0].writes[0].value"
+    assert (problem.message, problem.hint) == ("is nothing that d/stop may be given", hint)
 
 
 def test_an_alarm_of_the_last_window_before_a_restart_writes_its_point_all_the_same(tmp_path: Path) -> None:
