@@ -139,6 +139,11 @@ class Point(Options):
     deadband: float | None = Field(None, ge=0, description="Forwarded only when it moved by more than this (absolute)")
     silence_max_s: float | None = Field(None, gt=0, description="... or when nothing was forwarded for this long")
 
+    @property
+    def is_text(self) -> bool:
+        """Its value is a text, which no window holds."""
+        return False
+
     @model_validator(mode="after")
     def _tells_the_value(self) -> Point:
         if self.scale == 0:

@@ -38,6 +38,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _pipeline(doc, ("pipelines", name))
         found += _rules(doc, ("pipelines", name))
         found += _window(doc, ("pipelines", name))
+        found += _texts(doc, ("pipelines", name), schemas)
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
     return (
         found
@@ -154,6 +155,26 @@ def _window(doc: Document, pipeline: Path) -> Iterator[Problem]:
     if 0 < apart * OVERLAP_MAX < whole < math.inf:
         hint = f"at least {whole / OVERLAP_MAX:g}: that is {OVERLAP_MAX} windows that overlap"
         yield doc.problem((*here, "step_s"), "is too small for length_s", value=apart, hint=hint)
+
+
+def _texts(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
+    """A window holds numbers: with a text among its points every sample would be bad, and no window ever full."""
+    device, wanted = doc.at((*here, "device")), _list(doc.at((*here, "points")))
+    declared = ("devices", device, "points") if isinstance(device, str) else ()
+    schema = _schema(schemas, doc.at((*declared[:-1], "adapter")))
+    if schema is None or doc.at((*here, "window")) is None:
+        return
+    texts = []
+    for point in _list(doc.at(declared)):
+        with contextlib.suppress(ValueError):  # that is said elsewhere
+            texts += [point["name"]] if schema.Point.model_validate(point).is_text else []
+    for number, point in enumerate(wanted):
+        if point in texts:
+            hint = "no window holds a text: leave it out"
+            yield doc.problem((*here, "points", number), "is a text", value=point, hint=hint)
+    if texts and not wanted and doc.at((*here, "model")) is None:
+        hint = "give `points`: those of the device that are numbers"
+        yield doc.problem((*here, "window"), f"cannot hold a text, and {', '.join(texts)} is one", hint=hint)
 
 
 def _rules(doc: Document, here: Path) -> Iterator[Problem]:

@@ -129,6 +129,10 @@ class Point(adapter.WritablePoint):
             raise ValueError(f"`allowed` must be numbers: the point is a {kind}")
         return self
 
+    @property
+    def is_text(self) -> bool:
+        return self.type == "string"
+
     def fit(self, raw: Value) -> Value:
         """An integer register holds the nearest whole number (of two equally near ones the even one), float32 the nearest of
         its 32 bits. Beyond its range: Unusable."""

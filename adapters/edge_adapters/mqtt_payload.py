@@ -126,6 +126,10 @@ class Point(adapter.Point):
         "", description="Only messages on this topic (filter) have the point; in the others it is bad: not in this message"
     )
 
+    @property
+    def is_text(self) -> bool:
+        return self.type == "text"
+
 
 class Reader:
     """Reads the messages of one device."""

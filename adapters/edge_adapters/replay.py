@@ -39,6 +39,10 @@ class Replay(Adapter):
             "number", description="number; text: as it stands; flag: 1/true/yes/on, 0/false/no/off"
         )
 
+        @property
+        def is_text(self) -> bool:
+            return self.type == "text"
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._file: TextIO | None = None

@@ -424,3 +424,35 @@ def test_a_list_of_wrong_items_is_not_called_empty(topics: str, path: str, messa
     [found] = failed.value.problems
     assert found.path == f"devices.b.options.{path}"
     assert found.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "path", "message"),
+    [
+        ("{device: a, window: {count: 3}}", "window", "cannot hold a text, and t is one"),
+        ("{device: a, points: [v, t], window: {count: 3}}", "points[1]", "is a text"),
+        ("{device: a, points: [v], window: {count: 3}}", "", ""),
+        ("{device: a}", "", ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("adapter", "options", "text"),
+    [
+        ("mqtt", '{url: "mqtt://b", topics: [a], client_id: x}', "{name: t, type: text}"),
+        ("replay", "{file: a.csv}", "{name: t, column: 1, type: text}"),
+        ("modbus", "{host: h}", "{name: t, address: 5, type: string, length: 4}"),
+    ],
+)
+def test_no_window_holds_a_text(adapter: str, options: str, text: str, pipeline: str, path: str, message: str) -> None:
+    """Every sample was bad, there was never a result, and nothing said why."""
+    number = {"mqtt": "{name: v}", "replay": "{name: v, column: 0}", "modbus": "{name: v, address: 0}"}[adapter]
+    points = f"[{number}, {text}]"
+    device = f"{{adapter: {adapter}, options: {options}, points: {points}}}"
+    whole = f"site: s\ngateway: g\ndevices:\n  a: {device}\npipelines:\n  p: {pipeline}\n"
+    if not message:
+        config.load(whole, Registry())
+        return
+    with pytest.raises(ConfigError) as failed:
+        config.load(whole, Registry())
+    [found] = failed.value.problems
+    assert (found.path, found.message) == (f"pipelines.p.{path}", message)
