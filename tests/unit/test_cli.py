@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from edge_runtime import cli, config
-from edge_runtime.cli import terminal, yaml_sample
+from edge_runtime.cli import command, terminal, yaml_sample
 from edge_runtime.cli.config.schema import schema
 from edge_runtime.document import Problem
 from edge_runtime.ports import EdgeError
@@ -250,15 +251,32 @@ def test_check_of_what_is_no_text() -> None:
         assert done.stderr.decode().startswith(f"<stdin>:{line}: is no text in UTF-8\n    hint: ")
 
 
-def test_check_finds_a_point_that_no_request_can_read(example: str) -> None:
+def test_check_finds_a_point_that_no_request_can_read() -> None:
     """The gateway would say so in its log, and never read that device."""
-    text = re.sub(r"( +)name: temperature\n", r"\g<0>\1type: string\n\1length: 250\n", example, count=1)
+    point = "{name: text, address: 0, type: string, length: 250}"
+    device = f"  press: {{adapter: modbus, options: {{host: plc}}, points: [{point}]}}"
+    text = f"site: plant\ngateway: gw\ndevices:\n{device}\n"
     for words in (["check", "-"], ["check", "-", "--plan"]):
         done = _edge_runtime(*words, stdin=text)
-        line = 1 + text[: text.index("\n  press:")].count("\n") + 1
         assert done.returncode == 1
-        assert f"<stdin>:{line}: devices.press: point temperature has 125 registers, block_registers_max is 120\n" in done.stderr
+        assert "<stdin>:4: devices.press: point text has 125 registers, block_registers_max is 120\n" in done.stderr
         assert "    hint: raise block_registers_max (at most 125)\n1 problem\n" in done.stderr
+
+
+def test_what_is_commanded_may_stand_behind_an_option() -> None:
+    """It was "unrecognized arguments: point=press/speed value=5"."""
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    for words in (
+        ["g", "write", "--broker", "mqtt://b", "point=d/x", "value=-5"],
+        ["g", "--json", "write", "point=d/x", "--broker", "mqtt://b", "value=-5"],
+        ["g", "write", "--json", "point=d/x", "value=-5", "--broker", "mqtt://b"],
+        ["g", "write", "--broker=mqtt://b", "point=d/x", "value=-5"],
+    ):
+        found = parser.parse_args(command.spelled(words))
+        assert (found.gateway, found.verb, found.values) == ("g", "write", ["point=d/x", "value=-5"])
+        assert found.broker == "mqtt://b"
+    assert parser.parse_args(command.spelled(["g", "write", "--id", "a=b"])).id == "a=b"
 
 
 def test_an_adapter_that_is_not_there() -> None:
