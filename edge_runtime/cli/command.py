@@ -16,18 +16,6 @@ SUMMARY = "tell a gateway to do something: write a point, restart a part, drain,
 GOOD = ("verified", "written", "done")
 
 
-def spelled(words: Sequence[str]) -> list[str]:
-    """All NAME=VALUE right behind the verb: behind an option argparse would not know what they are."""
-    asked = [at + 1 for at, word in enumerate(words) if word.startswith("--") and "=" not in word and word != "--json"]
-    free = [at for at, word in enumerate(words) if not word.startswith("-") and at not in asked]
-    verb, values = free[1:2], free[2:]
-    found: list[str] = []
-    for at, word in enumerate(words):
-        found += [] if at in values else [word]
-        found += [words[each] for each in values] if at in verb else []
-    return found
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("gateway", metavar="GATEWAY")
     parser.add_argument("verb", metavar="VERB", help="write, reload, restart, drain, ...: the gateway says which there are")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from edge_runtime import cli, config
-from edge_runtime.cli import command, terminal, yaml_sample
+from edge_runtime.cli import terminal, yaml_sample
 from edge_runtime.cli.config.schema import schema
 from edge_runtime.document import Problem
 from edge_runtime.ports import EdgeError
@@ -265,18 +264,15 @@ def test_check_finds_a_point_that_no_request_can_read() -> None:
 
 def test_what_is_commanded_may_stand_behind_an_option() -> None:
     """It was "unrecognized arguments: point=press/speed value=5"."""
-    parser = argparse.ArgumentParser()
-    command.arguments(parser)
     for words in (
         ["g", "write", "--broker", "mqtt://b", "point=d/x", "value=-5"],
         ["g", "--json", "write", "point=d/x", "--broker", "mqtt://b", "value=-5"],
         ["g", "write", "--json", "point=d/x", "value=-5", "--broker", "mqtt://b"],
         ["g", "write", "--broker=mqtt://b", "point=d/x", "value=-5"],
     ):
-        found = parser.parse_args(command.spelled(words))
+        found = cli._parser(["command"]).parse_args(["command", *words])
         assert (found.gateway, found.verb, found.values) == ("g", "write", ["point=d/x", "value=-5"])
         assert found.broker == "mqtt://b"
-    assert parser.parse_args(command.spelled(["g", "write", "--id", "a=b"])).id == "a=b"
 
 
 def test_an_adapter_that_is_not_there() -> None:
