@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     steps = Steps(args.json)
     file = args.folder / FILE
+    _make_data(args.folder / DATA)
     identity = _join(args, steps)
     _take_configuration(args, identity, file, steps)
     from edge_runtime import config
@@ -75,6 +76,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"next: {'the secrets above, then ' if missing else ''}edge-runtime run {file}")
     return 1 if missing else 0
+
+
+def _make_data(folder: Path) -> None:
+    """First: what comes into it is its owner's. Raises EdgeError."""
+    from edge_runtime.trust import files
+
+    if not folder.exists():
+        files.make_folder(folder)
+        files.hand_over(folder)
 
 
 # --- who it is -------------------------------------------------------------------------------------------------------
@@ -96,7 +106,10 @@ def _join(args: argparse.Namespace, steps: Steps) -> Identity | None:
     state: State = "already"
     if identity is None:
         _check_token(args)
-        identity, state = join.with_token(args.token, place), "done"
+        try:
+            identity, state = join.with_token(args.token, place), "done"
+        finally:
+            join.hand_over(place.folder)
     if (identity.name, identity.role) != (args.old, "gateway"):
         raise EdgeError(f"{place.folder}: here is {identity.name} of {identity.site}, not {args.old}", "another --folder")
     steps.say("identity", state, f"{identity.name} of {identity.site}, key {identity.key.fingerprint}; the old key is revoked")
@@ -132,6 +145,7 @@ def _take_configuration(args: argparse.Namespace, identity: Identity | None, fil
     text = _text(args.old, where, settings)
     config.load(text, Registry())
     files.write(file, text.encode())
+    files.hand_over(file)
     steps.say("configuration", "done", f"{file}, as {where} keeps it")
     for key in (each for each in NOT_TAKEN if each in found):
         told = json.dumps(found[key])

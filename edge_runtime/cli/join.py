@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return {"token": _token, "request": _request, "answer": _answer, "roster": _roster}[given[0]](args, place)
     finally:
-        _hand_over(place.folder)
+        hand_over(place.folder)
 
 
 def _place(args: argparse.Namespace) -> Place:
@@ -80,7 +80,7 @@ def _place(args: argparse.Namespace) -> Place:
     return Place(args.config.resolve().parent / (site_dir or Path(data_dir, "identity")), site, gateway)
 
 
-def _hand_over(folder: Path) -> None:
+def hand_over(folder: Path) -> None:
     """What root writes here belongs to whom the folder around it belongs: `sudo edge-runtime join` is for the gateway's user. He
     may have put links there: none is followed. Raises EdgeError."""
     from edge_runtime.ports import EdgeError

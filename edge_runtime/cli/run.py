@@ -223,6 +223,24 @@ def make_private(data_dir: Path, folder: Path) -> None:
         raise EdgeError(f"{data_dir}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
 
 
+def _lock(folder: Path) -> int:
+    """Opened. Raises OSError."""
+    import errno
+    import os
+
+    try:
+        # A link that somebody has put there leads root nowhere; and what root makes is for the user who has the folder.
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)  # that the disk takes nothing is for the store to tell
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
+
+
 class locked:  # noqa: N801 - used like a function
     """Two gateways on one outbox would give the same numbers away: the second one is refused. The lock ends with the process."""
 
@@ -230,19 +248,14 @@ class locked:  # noqa: N801 - used like a function
         self._folder = folder
 
     def __enter__(self) -> None:
-        import errno
         import fcntl
+        import os
 
         from edge_runtime.ports import EdgeError
 
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._file = (self._folder / LOCK).open("w")
-            except OSError as error:
-                if error.errno != errno.EROFS:
-                    raise
-                self._file = (self._folder / LOCK).open()  # locks as well; that the disk takes nothing is for the store to tell
+            self._file = os.fdopen(_lock(self._folder))
         except OSError as error:
             raise EdgeError(f"{self._folder}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
         try:

@@ -162,9 +162,14 @@ def _copy(old: Path, target: Path, tell: Tell) -> None:
 
 
 def _take_place(found: Path, path: Path, disk: Disk) -> None:
-    """At once; a crash leaves the one or the other."""
+    """At once; a crash leaves the one or the other. Nobody else reads the values in it, and what root has written is for the user
+    of the gateway, who has the folder."""
     descriptor = os.open(found, os.O_RDONLY)
     try:
+        os.fchmod(descriptor, 0o600)
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -112,6 +112,20 @@ def make_folder(path: Path) -> None:
         raise EdgeError(f"{path}: cannot be made: {error.strerror}", "choose another folder") from None
 
 
+def hand_over(path: Path) -> None:
+    """What root has written belongs to whom the folder around it belongs: it is for the user of the gateway. A link is not
+    followed. Raises EdgeError."""
+    if os.geteuid() != 0:
+        return
+    try:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    except OSError as error:
+        raise EdgeError(
+            f"{path}: cannot be given to the user of {path.parent}: {error.strerror}", "chown -R USER FOLDER"
+        ) from None
+
+
 def move_folder(path: Path, target: Path) -> None:
     """Gives a complete folder its name, at once. Raises EdgeError when there is one with anything in it."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,9 @@ def test_new_hardware_takes_the_place_of_a_gateway_that_is_dead(tmp_path: Path, 
             far_end.start()
 
             home = tmp_path / "new"
+            home.mkdir()
+            if root := os.geteuid() == 0:  # `sudo`: what is written is for the user who has the folder
+                os.chown(home, 12_345, 12_345)
             options = [
                 "--folder",
                 str(home),
@@ -186,6 +190,8 @@ def test_new_hardware_takes_the_place_of_a_gateway_that_is_dead(tmp_path: Path, 
             assert {each["step"]: each["state"] for each in said["steps"]} == {
                 "identity": "done", "configuration": "done", "secret": "left", "model": "left", "outbox": "done"
             }  # fmt: skip
+            if root:
+                assert {each.stat().st_uid for each in home.rglob("*")} == {12_345}
             secret = subprocess.run(
                 [sys.executable, "-m", "edge_runtime", "secret", "set", said["secrets"][0], said["file"]], input=b"confidential"
             )

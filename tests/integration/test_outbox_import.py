@@ -65,6 +65,21 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "old" / "outbox.db", tmp_path / "new" / "outbox.db"
 
 
+def test_it_is_the_gateways_users_and_nobody_elses(places: tuple[Path, Path]) -> None:
+    """`sudo edge-runtime outbox import`: the gateway could not write root's file."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away: not tried")
+    old, new = places
+    filled(old, 1, 3)
+    new.parent.mkdir()
+    os.chown(new.parent, 12_345, 12_345)
+    assert importing.reserve(new, {"cloud": [Lane.RESULT]}, FileDisk())
+    for told in ("reserved", "taken in"):
+        found = new.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12_345, 12_345, 0o600), told
+        take_in(old, new)
+
+
 def test_into_an_empty_one_all_of_it_comes_with_its_ids(places: tuple[Path, Path]) -> None:
     old, new = places
     filled(old, 1, 20, delivered=((1, 5), (8, 8)))

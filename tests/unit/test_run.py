@@ -131,6 +131,22 @@ def test_two_gateways_on_one_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_root_locks_for_the_user_who_has_the_folder_and_follows_no_link(tmp_path: Path) -> None:
+    folder, other = tmp_path / "data", tmp_path / "shadow"
+    folder.mkdir()
+    other.write_text("as it was")
+    (folder / run.LOCK).symlink_to(other)
+    with pytest.raises(EdgeError, match="data"), run.locked(folder):
+        pass
+    assert other.read_text() == "as it was"
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away: not tried")
+    (folder / run.LOCK).unlink()
+    os.chown(folder, 12_345, 12_345)
+    with run.locked(folder):
+        assert (folder / run.LOCK).stat().st_uid == 12_345
+
+
 def test_a_folder_that_cannot_be_made_or_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgeError, match="file"), run.locked(tmp_path / "file" / "data"):
