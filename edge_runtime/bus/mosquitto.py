@@ -25,6 +25,10 @@ QUEUED_BYTES_MAX = 64 * 2**20
 """Of QoS 1 that waits for one client, beside `queued_messages_max`: those may be large. Whoever publishes faster than others
 read would fill the memory."""
 
+MEMORY_BYTES_MAX = 512 * 2**20
+"""Of the whole broker, and so of what it keeps on the disk, beside our outbox. Retained messages and sessions that are kept are
+otherwise without number: one member could fill both. Beyond it, who publishes is disconnected; what is small still passes."""
+
 PASSWORD_CLIENTS_MAX = 100
 """Connections at that door. A stranger can open one and say nothing, and each holds a descriptor that a gateway may need. And at
 a SIGHUP mosquitto hashes the password of each client that is connected again (which is how those are dropped that have lost
@@ -42,6 +46,7 @@ persistent_client_expiration 30d
 max_queued_messages {queued}
 max_queued_bytes {queued_bytes}
 max_inflight_messages {inflight}
+memory_limit {memory}
 message_size_limit {size}
 set_tcp_nodelay true
 log_dest stderr
@@ -86,6 +91,7 @@ def configuration(settings: Broker, doors: Doors, folder: Path, identity: Identi
         queued=settings.queued_messages_max,
         queued_bytes=QUEUED_BYTES_MAX,
         inflight=INFLIGHT_MAX,
+        memory=MEMORY_BYTES_MAX,
         size=MESSAGE_BYTES_MAX,
     )
 
