@@ -86,13 +86,16 @@ def _read(path: Path, *, checked: bool) -> str | None:
         return None
     except OSError as error:
         raise SecretError(f"{path}: {error.strerror}", "make it readable for the gateway's user, and for nobody else") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(mode):  # a pipe, or a folder: not even a file object can be made of that
             raise SecretError(f"{path}: is no file", "a secret is a file with one line")
         if checked and mode & 0o077:
             raise SecretError(f"{path}: others on this machine can read it", f"chmod 600 {path}")
-        content = file.read(SECRET_BYTES_MAX + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(SECRET_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > SECRET_BYTES_MAX:
         raise SecretError(f"{path}: larger than {SECRET_BYTES_MAX} bytes", "is it the right file?")
     try:

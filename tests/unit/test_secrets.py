@@ -103,7 +103,8 @@ def test_what_is_no_secret_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(b"\xff")
     (tmp_path / "raw").chmod(0o600)
     (tmp_path / "empty").touch(0o600)
-    for name, cause in (("pipe", "is no file"), ("raw", "is no text"), ("empty", "is empty")):
+    (tmp_path / "folder").mkdir(0o700)
+    for name, cause in (("pipe", "is no file"), ("folder", "is no file"), ("raw", "is no text"), ("empty", "is empty")):
         with pytest.raises(SecretError, match=cause):
             SystemSecrets(tmp_path, {}).get(name)
 
