@@ -6,6 +6,7 @@ Without one: whoever reaches the broker, so only where nobody else does.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -14,9 +15,12 @@ from edge_runtime.address import address
 from edge_runtime.ports import EdgeError
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
-from edge_runtime.trust.roster import PERSON, Role
+from edge_runtime.trust.roster import Role
 
 Context = Literal["desired", "command"]
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.@/-][A-Za-z0-9_.@/ -]*|")
+"""A claim that cannot be taken for person:NAME, whatever the eye makes of it: no colon, and nothing that looks like one."""
 
 MAY: dict[Context, Sequence[Role]] = {"desired": ("engineer",), "command": ("operator", "engineer")}
 
@@ -39,7 +43,7 @@ class Said(NamedTuple):
     def actor(self, issuer: str) -> str:
         """For the audit log. `issuer`: as the document says, which proves nothing where it is not signed: then it looks like
         nobody who has signed."""
-        claimed = f"{issuer} (not signed)" if issuer.startswith(PERSON) else issuer
+        claimed = issuer if _PLAIN.fullmatch(issuer) else f"{issuer} (not signed)"
         return self.by or claimed or "somebody on the broker"
 
 

@@ -69,6 +69,17 @@ def test_without_a_site_nobody_can_sign() -> None:
 
 def test_who_has_not_signed_never_looks_like_somebody_who_has() -> None:
     assert Said(PLAIN, "person:olaf", True).actor("alice") == "person:olaf"
-    assert Said(PLAIN, "", False).actor("person:olaf") == "person:olaf (not signed)"
+    for claim in (
+        "person:olaf",
+        " person:olaf",
+        "\u200bperson:olaf",
+        "Person:olaf",
+        "person\uff1aolaf",
+        "x\nperson:olaf",
+        "p\u0435rson:olaf",
+    ):
+        assert Said(PLAIN, "", False).actor(claim) == f"{claim} (not signed)"
+    assert Said(PLAIN, "", False).actor("Olaf (shift 2)") == "Olaf (shift 2) (not signed)"
+    assert Said(PLAIN, "", False).actor("o.laf@hall 2") == "o.laf@hall 2"
     assert Said(PLAIN, "", False).actor("olaf") == "olaf"
     assert Said(PLAIN, "", False).actor("") == "somebody on the broker"
