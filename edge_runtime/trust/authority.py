@@ -23,6 +23,7 @@ from edge_runtime.trust.roster import (
     PEOPLE,
     REVOKED_MAX,
     VERSION,
+    Forged,
     Member,
     Revoked,
     Role,
@@ -208,8 +209,16 @@ class Authority:
             yield
 
     def _read(self) -> None:
-        self._signed = files.read(self.folder / ROSTER)
-        self._roster = open_roster(self._signed, self.site, self.public)
+        self._signed, self._roster = read_roster(self.folder, self.site, self.public)
+
+
+def read_roster(folder: Path, site: str, public: bytes) -> tuple[bytes, Roster]:
+    """Of the authority in this folder: as it is signed, and read. Raises EdgeError."""
+    signed = files.read(folder / ROSTER)
+    try:
+        return signed, open_roster(signed, site, public)
+    except Forged as error:
+        raise EdgeError(f"{folder / ROSTER}: {error.cause}", "restore the folder from a backup") from None
 
 
 def check_role(name: str, role: Role) -> None:

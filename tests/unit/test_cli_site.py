@@ -290,6 +290,15 @@ def test_a_token_says_what_of_its_words_is_wrong(plant: Command) -> None:
     assert "--listen here: is no host:port" in err
 
 
+def test_a_damaged_roster_of_the_authority_is_named(plant: Command, here: Path) -> None:
+    file = here / "plant-site" / "roster.json"
+    file.write_bytes(file.read_bytes()[:-10])
+    for words in (("members",), ("revoke", "g2")):
+        _, err = plant("site", *words, status=1)
+        assert "plant-site/roster.json: not a signed document" in err
+        assert "hint: restore the folder from a backup" in err
+
+
 def test_members_and_revocation(plant: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     plant("site", "renew", "g2")  # two certificates, one key
     out, _ = plant("site", "revoke", "g2", "--why", "stolen")

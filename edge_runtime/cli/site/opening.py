@@ -103,11 +103,9 @@ def _one_line(content: bytes, name: str, what: str = "passphrase") -> str:
 def roster(where: Path) -> tuple[bytes, Roster]:
     """As it is signed, and read; for that no passphrase is needed. Raises EdgeError."""
     from edge_runtime.trust import certificates, files
-    from edge_runtime.trust.authority import CA, ROSTER
-    from edge_runtime.trust.envelope import open_roster
+    from edge_runtime.trust.authority import CA, read_roster
 
-    signed = files.read(where / ROSTER)
-    return signed, open_roster(signed, *certificates.parse_authority(files.read(where / CA)))
+    return read_roster(where, *certificates.parse_authority(files.read(where / CA)))
 
 
 def check_free(opened: Authority, name: str, role: Role, *, replace: bool) -> None:
