@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("gateway", metavar="GATEWAY")
     parser.add_argument("verb", metavar="VERB", help="write, reload, restart, drain, ...: the gateway says which there are")
     parser.add_argument("values", nargs="*", metavar="NAME=VALUE", help="point=press/speed value=1200; VALUE is YAML")
-    parser.add_argument("--valid", type=_seconds, default=10.0, metavar="S", help="it expires then (default: 10)")
+    parser.add_argument("--valid", type=_valid, default=10.0, metavar="S", help="it expires then (default: 10, at most 600)")
     parser.add_argument("--wait", type=_seconds, default=60.0, metavar="S", help="for the answer (default: 60)")
     parser.add_argument("--id", metavar="ID", help="only ask what came of this command: nothing is done")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -94,11 +94,16 @@ def _values(said: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _seconds(text: str) -> float:
+def _valid(text: str) -> float:
+    """As long as a gateway takes it for (control.book_file.COMMAND_S_MAX)."""
+    return _seconds(text, 600)
+
+
+def _seconds(text: str, most_s: int = 3_600) -> float:
     try:
         seconds = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: no number of seconds") from None
-    if not 0 < seconds <= 3_600:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
+    if not 0 < seconds <= most_s:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {most_s}")
     return seconds

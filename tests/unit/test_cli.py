@@ -16,6 +16,7 @@ import pytest
 from edge_runtime import cli, config
 from edge_runtime.cli import terminal, yaml_sample
 from edge_runtime.cli.config.schema import schema
+from edge_runtime.control.book_file import COMMAND_S_MAX
 from edge_runtime.document import Problem
 from edge_runtime.ports import EdgeError
 from edge_runtime.sources.registry import Registry
@@ -313,3 +314,9 @@ def test_options_may_stand_between_the_words_of_a_verb(words: list[str], capsys:
     """Before 3.12.8 Python takes a word that may be left out as left out when an option stands before it."""
     assert cli.main(words) == 1  # and not 2, with "unrecognized arguments"
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_a_command_holds_no_longer_than_a_gateway_takes_it_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["command", "press-1", "drain", "--valid", f"{COMMAND_S_MAX + 1}"])
+    assert f"is not between 0 and {COMMAND_S_MAX:g}" in capsys.readouterr().err
