@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from edge_runtime.control.origin import is_numbered
+
 WORDS_MAX = 16
 """Documents that came and were not judged; who says more at once is not heard."""
 
@@ -22,6 +24,12 @@ class Word(NamedTuple):
     target: str
     payload: bytes
     kept: bool
+
+
+def leads_back(word: Word) -> bool:
+    """Or may: on a broker to which a document of this layer has just brought us, one that was kept there, without a revision, is
+    not known to be newer. Two brokers that keep one each, for the other, would send us to and fro for ever."""
+    return word.kept and not is_numbered(word.payload)
 
 
 class Calling:

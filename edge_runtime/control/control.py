@@ -26,7 +26,7 @@ from edge_runtime.bus.control import Desired, Fault
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.control import admitted, canaries
 from edge_runtime.control.book_file import BookError
-from edge_runtime.control.calling import Calling, Word
+from edge_runtime.control.calling import Calling, Word, leads_back
 from edge_runtime.control.history import told
 from edge_runtime.control.layers import (
     FILE,
@@ -191,9 +191,9 @@ class Control:
         if target is None and message.topic.endswith("/reported"):
             self._canaries.heard(gateway, message.payload, self._identity)
         elif target and message.topic in self._ours and message.payload:
-            self._waiting.put(target, message.payload)
-            home = self._link.home
-            word = Word(target, message.payload, message.retain)
+            home, word = self._link.home, Word(target, message.payload, message.retain)
+            if not (self.waits and self.trying.layer in ("", layer_name(target)) and leads_back(word)):
+                self._waiting.put(target, message.payload)
             self.calling.came(word, hosted=home is not None and home.host == self._link.gateway)
         self._news.set()
 
@@ -375,7 +375,7 @@ class Control:
     def _to_repeat(self) -> Mapping[str, LayerDocument]:
         """Documents that say their revision: of one without, nobody could tell that it is old."""
         wanted = admitted.wants_signature(self._gateway.settings, self._identity, "desired")
-        said = {name: each for name, each in self._book.said.items() if is_numbered(each)}
+        said = {name: each for name, each in self._book.said.items() if is_numbered(each.payload)}
         waiting = self._waiting.layers  # what came is newer, or is told that it is not when it has its turn
         return {
             name: each for name, each in said.items() if name not in waiting and (not wanted or envelope.is_signed(each.payload))

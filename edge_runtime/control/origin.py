@@ -167,10 +167,10 @@ def layer_of(held: LayerDocument) -> Layer:
     return Layer(held.layer, held.revision or said.revision or 1, config=said.config, patch=said.patch)
 
 
-def is_numbered(held: LayerDocument) -> bool:
-    """It says its revision itself."""
+def is_numbered(payload: bytes) -> bool:
+    """A document: it says its revision itself."""
     try:
-        return messages.desired(envelope.unwrap(held.payload), "").revision is not None
+        return messages.desired(envelope.unwrap(payload), "").revision is not None
     except EdgeError:
         return False
 

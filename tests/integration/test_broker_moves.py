@@ -88,6 +88,23 @@ def test_it_stays_where_somebody_speaks_to_it(tmp_path: Path) -> None:
             assert len(plant.gateway.events("configuration_confirmed")) == 2
 
 
+def test_two_brokers_that_send_it_to_each_other(tmp_path: Path) -> None:
+    """Both keep a document without a revision: with plain tools it was moved there, and back. It tries the last one, once."""
+    for name in ("one", "other", "line"):
+        (tmp_path / name).mkdir()
+    with mosquitto(tmp_path / "one") as one, mosquitto(tmp_path / "other") as other:  # noqa: SIM117
+        with line(tmp_path / "line", broker=at(one)) as plant:
+            back = json.dumps({"patch": {"broker": {"url": one.url}}})
+            away = {"patch": {"broker": {"url": other.url}}, "trial_s": float(SHORT_S)}
+            topic = "edge/plant/gw/press-1/config/desired"
+            command = ["mosquitto_pub", "-p", str(other.port), "-q", "1", "-r", "-t", topic, "-m", back]
+            subprocess.run(command, check=True)
+            plant.publish("gw/press-1/config/desired", away, "-r")
+            until(lambda: plant.gateway.events("configuration_reverted"), "it comes back", 60.0)
+            until(lambda: where(plant) == f"127.0.0.1:{one.port}", "it is there again", 20.0)
+            assert [each["revision"] for each in plant.gateway.events("configuration_on_trial")] == [1]
+
+
 def test_a_gateway_that_would_find_nobody_any_more_comes_back(tmp_path: Path) -> None:
     """It would host a broker of its own then: well, and alone."""
     for name in ("one", "other"):
