@@ -189,9 +189,7 @@ class Pipeline(Section):
         "auto", description="auto: the fastest that passes its known answers here"
     )
     accelerator: str = Field(
-        "cpu",
-        pattern=r"^(cpu|gpu|npu|edgetpu)(\.\w+)?$",
-        description="cpu, gpu, npu, edgetpu: the first choice; cpu is always the last one",
+        "cpu", pattern=r"^(cpu|gpu|npu|edgetpu)(\.\w+)?$", description="cpu, gpu, npu, edgetpu: the first choice; cpu is the last"
     )
     rules: list[Rule] = Field(default_factory=list, description="Events to raise and clear")
     privacy: Privacy = Field(
@@ -310,9 +308,7 @@ class Config(Section):
     site: Name = Field(description="The site: gateways of one site find each other", examples=["plant-1"])
     gateway: Name = Field(description="Name of this gateway, unique in the site", examples=["gateway-1"])
     data_dir: str = Field("data", description="Folder for the outbox and the broker's files, relative to this file")
-    models_dir: str = Field(
-        "models", description="Folder with the models, relative to this file; shipped models are found anyway"
-    )
+    models_dir: str = Field("models", description="Folder with the models, relative to this file; shipped ones are found anyway")
     site_dir: str = Field(
         "", description="Folder with its key and certificate, needed to start if it is said here; default: identity in `data_dir`"
     )
