@@ -16,7 +16,7 @@ from edge_runtime.records import LANES, Lane, Privacy
 Name = Annotated[str, Field(pattern=document.NAME)]
 """Names stand in MQTT topics and file names: letters, digits, - and _."""
 
-Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Seconds = Annotated[float, Field(ge=1e-6, le=366 * 86_400)]
 Bytes = Annotated[int, Field(ge=0)]
 
 

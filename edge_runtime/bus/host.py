@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edge_runtime import references
 from edge_runtime.bus import listening, mosquitto
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
@@ -267,6 +268,7 @@ class BrokerHost:
                 stdout=log,
                 stderr=log,
                 process_group=0,
+                env={name: value for name, value in os.environ.items() if not name.startswith(references.VARIABLE)},
                 preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
         try:

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--privacy", choices=_CLASSES, action="append", help="only of pipelines of this class; may be given more than once"
     )
-    export.add_argument("--output", type=Path, metavar="FILE", help="write here instead of to standard output")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of to standard output")
     taking = verbs.add_parser(
         "import", prog="edge-runtime outbox import", help="takes in the outbox of a gateway that is dead: no loss, nothing twice"
     )

@@ -45,9 +45,11 @@ BURST_MAX = 32
 """From one to the next, after so many at once: to find out that a message is worth nothing takes 0.2 ms, and whoever may write
 here could send it five thousand times a second."""
 
-
 KEPT_BYTES_MAX = 4_096
 """Of what came of a command. A larger result is told once."""
+
+VERB_CHARS = 60
+"""Of one that is refused, in the log: a topic may be 64 KiB long."""
 
 
 class Asked(NamedTuple):
@@ -169,7 +171,7 @@ class Commands:
         """Nobody is answered: who may not command us learns nothing, and who floods us makes us say nothing."""
         reason = error.reason if isinstance(error, admitted.NotAdmitted) else "malformed"
         if not self.refused[reason]:
-            self._log.warning("command_refused", verb=verb, reason=reason, cause=error.cause, hint=error.hint)
+            self._log.warning("command_refused", verb=verb[:VERB_CHARS], reason=reason, cause=error.cause, hint=error.hint)
         self.refused[reason] += 1
 
     async def _once(self, command: Command, by: str) -> Done:

@@ -92,6 +92,21 @@ def test_it_serves_and_is_gone_after_stop(tmp_path: Path, program: str) -> None:
     run(main)
 
 
+def test_the_broker_is_told_no_secret_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("mosquitto")
+    monkeypatch.setenv("EDGE_RUNTIME_SECRET_CLOUD", "open-sesame")
+
+    async def main() -> bytes:
+        one = broker_host(tmp_path, Log(), program="mosquitto")
+        async with hosted(one):
+            assert one._child is not None
+            return await asyncio.to_thread(Path(f"/proc/{one._child.pid}/environ").read_bytes)
+
+    environment = asyncio.run(main())
+    assert b"PATH=" in environment
+    assert b"open-sesame" not in environment
+
+
 def test_mosquitto_keeps_a_session_over_a_kill_and_is_started_again(tmp_path: Path) -> None:
     needs("mosquitto")
 
