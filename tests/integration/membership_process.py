@@ -6,6 +6,7 @@ It prints two lines for every change: KNOWN names, STATE role host.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,4 +60,5 @@ async def main(name: str, port: str, rank: str, folder: str, *peers: str) -> Non
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it, and all that it starts
     asyncio.run(main(*sys.argv[1:]))
