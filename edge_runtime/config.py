@@ -16,7 +16,7 @@ from edge_runtime.records import LANES, Lane, Privacy
 Name = Annotated[str, Field(pattern=document.NAME)]
 """Names stand in MQTT topics and file names: letters, digits, - and _."""
 
-Seconds = Annotated[float, Field(ge=1e-6, le=366 * 86_400)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Bytes = Annotated[int, Field(ge=0)]
 
 
@@ -111,7 +111,7 @@ class Device(Section):
     adapter: str = Field(description="Name of the adapter: see `edge-runtime adapters`")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter: see `edge-runtime adapters NAME`")
     points: list[dict[str, Any]] = Field(min_length=1, description="The declared values: see `edge-runtime adapters NAME`")
-    period_s: Seconds = Field(1.0, description="Polled adapters: how often to read (absolute deadlines, no drift)")
+    period_s: Seconds = Field(1.0, ge=1e-6, description="Polled adapters: how often to read (absolute deadlines, no drift)")
     timeout_s: Seconds = Field(1.0, description="A read or connect that takes longer is given up")
     backoff_s_max: Seconds = Field(30.0, description="Longest wait between two attempts to reach a device that is gone")
 

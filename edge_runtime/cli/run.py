@@ -6,10 +6,11 @@ import argparse
 import logging
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from edge_runtime.config import Log
     from edge_runtime.lifetime import Lifetime
@@ -148,8 +149,7 @@ def logger(settings: Log) -> Any:
     """structlog on standard error: one event a line, key=value for people, JSON for programs."""
     import sys
 
-    import structlog
-
+    structlog = _structlog()
     json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
     render: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(pad_event_to=24)
     use_log(settings)
@@ -168,6 +168,20 @@ def logger(settings: Log) -> Any:
     log = structlog.get_logger()
     logging.lastResort = _Libraries(log)
     return log
+
+
+def _structlog() -> Any:
+    """Without rich, which it would take for tracebacks that nobody is shown (see _tell_exception): 3 MiB of 70."""
+    import sys
+
+    hidden = {} if "rich" in sys.modules else {"rich": None}
+    sys.modules.update(cast("dict[str, ModuleType]", hidden))
+    try:
+        import structlog
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return structlog
 
 
 def _with_level_of_the_moment(kind: type[Any]) -> type[Any]:
