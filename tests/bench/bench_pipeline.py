@@ -59,7 +59,7 @@ class NoDisk:
     def journal_head(self, device: str) -> int:
         return 0
 
-    async def position(self, pipeline: str) -> None:
+    async def position(self, pipeline: str, device: str) -> None:
         return None
 
     async def commit(self, drafts: Sequence[Draft], position: object = None) -> None:
