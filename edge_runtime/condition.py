@@ -72,7 +72,8 @@ def parts(gateway: Gateway, since_s: float) -> dict[str, Part]:
 def _device(source: Source) -> Part:
     state = source.state
     if state.phase in ("connected", "ended"):
-        return OK
+        # It answers, and refuses all that it is asked for: registers that it does not have, another unit behind it.
+        return Part("failed", f"no value of it is good ({state.blind})") if state.blind else OK
     if state.phase in ("connecting", "stopped") or not state.cause:
         return STARTING
     return Part("failed", state.cause, terminal=state.phase == "unusable")

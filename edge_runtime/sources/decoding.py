@@ -109,6 +109,13 @@ class _Rule:
         return scaled, ""
 
 
+def why_blind(samples: Sequence[Sample]) -> str:
+    """Of the newest one; "": a value of one of them is good."""
+    if any(value is not None for sample in samples for value in sample.values):
+        return ""
+    return next((f"{point}: {reason}" for point, reason in samples[-1].faults.items()), "no value")
+
+
 def _all_good(values: tuple[Value, ...]) -> bool:
     for value in values:  # all() with a generator takes twice as long, and this runs for every sample
         if value is None or (isinstance(value, float) and value - value != 0.0):

@@ -24,7 +24,7 @@ from edge_runtime.ports import EdgeError
 from edge_runtime.records import Outcome, Sample, Stamp, Value
 from edge_runtime.saying import told
 from edge_runtime.sources.backoff import Backoff
-from edge_runtime.sources.decoding import Decoder
+from edge_runtime.sources.decoding import Decoder, why_blind
 from edge_runtime.sources.handover import Accept, Handover
 from edge_runtime.sources.writing import Writer, Writes
 
@@ -66,6 +66,8 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     hint: str
     counters: Counters
+    blind: str = ""
+    """Why none of its values has been good since the start; "": one was, or nothing has come yet."""
 
 
 class Lines:
@@ -116,6 +118,7 @@ class Source:
         self._phase: Phase = "connecting"
         self._since = self._clock.now()
         self._cause = self._hint = ""
+        self._blind: str | None = None
         self._told_lost = False
         self._kinds_logged: dict[str, None] = {}
         self._interruption: _Interrupted | _Failure | None = None
@@ -127,13 +130,9 @@ class Source:
     @property
     def state(self) -> SourceState:
         return SourceState(
-            device=self._name,
-            phase=self._phase,
-            since=self._since,
-            cause=self._cause,
-            hint=self._hint,
-            counters=msgspec.structs.replace(self._count),
-        )
+            device=self._name, phase=self._phase, since=self._since, cause=self._cause, hint=self._hint,
+            counters=msgspec.structs.replace(self._count), blind=self._blind or "",
+        )  # fmt: skip
 
     def stop(self) -> None:
         """A clean stop: the running read is given up, what was read is handed on and acknowledged, then `run` returns.
@@ -226,6 +225,8 @@ class Source:
         if samples:
             self._count.samples += len(samples)
             self._told_lost = False
+            if self._blind != "":
+                self._blind = why_blind(samples)
             await accept(samples)
 
     async def _acknowledge(self, samples: Sequence[Sample]) -> None:

@@ -117,6 +117,16 @@ def test_back_to_the_last_good_one_and_who_it_was(plant: Plant) -> None:
     assert "rolled back" in plant.cli("config", "history", "press-1").out
 
 
+def test_registers_that_the_device_does_not_have_are_taken_back(plant: Plant) -> None:
+    """It answers, so it is connected; but the line would stand there blind."""
+    addresses = [f"devices.press.points.{each}.address=5000" for each in ("speed", "shown")]
+    said = plant.cli("config", "set", "press-1", *addresses, "--trial", "6")
+    assert said.status == 1
+    assert "device press: no value of it is good (speed: Modbus exception 2: illegal data address)" in said.error
+    points = plant.cli("config", "get", "press-1", "devices.press.points", "--json").json["config"]
+    assert [each["address"] for each in points] == [110, 110]
+
+
 def test_a_whole_configuration_that_takes_the_broker_with_it_is_followed_to_its_end(plant: Plant, tmp_path: Path) -> None:
     hosted, file = len(plant.gateway.events("broker_hosted")), tmp_path / "wanted.json"
     file.write_text(json.dumps({**plant.settings, "control": {"groups": ["presses"]}}))

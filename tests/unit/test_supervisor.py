@@ -250,6 +250,23 @@ def test_a_device_that_only_opens_is_not_healthy() -> None:
     simulate(scenario)
 
 
+def test_a_device_is_blind_until_one_of_its_values_was_good() -> None:
+    """It answers, and every answer is that it has no such register. Later a value may be bad: that is how machines are."""
+
+    async def scenario() -> None:
+        b = bench()
+        no, nothing = {"a": "no such register", "b": "out of order"}, (None, None)
+        for faults, values, blind in (
+            (no, nothing, "a: no such register"),
+            ({"b": "out of order"}, (1.0, None), ""),
+            (no, nothing, ""),
+        ):
+            await b.source._hand_on([Sample("device", b.source._clock.now(), values, faults)], b.source._accept)
+            assert b.source.state.blind == blind
+
+    simulate(scenario, seeds=1)
+
+
 def test_unusable_is_shown_and_tried_again_rarely() -> None:
     async def scenario() -> None:
         b = bench()
