@@ -75,7 +75,7 @@ async def echo(port: int) -> None:
 
 
 async def worker(port: int) -> None:
-    clock, log = SystemClock(), structlog.get_logger()
+    clock, log = SystemClock(), structlog.get_logger().bind()
 
     async def opened(reference: str) -> Model:
         return await open_model(reference, [], "auto", "cpu", lambda: ThreadWorker("bench"), clock)
@@ -128,7 +128,7 @@ async def bare_trip(broker: Broker) -> AsyncIterator[Trip]:
 
 @asynccontextmanager
 async def our_trip(broker: Broker, model: str) -> AsyncIterator[Trip]:
-    clock, log = SystemClock(), structlog.get_logger()
+    clock, log = SystemClock(), structlog.get_logger().bind()
     link = Link("bench", "asker", "a1", log)
     asking = Asking(link, clock, log)
     joined = asyncio.Event()
