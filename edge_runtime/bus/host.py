@@ -40,8 +40,8 @@ PROBE_S = 0.02
 RESTART_S_MAX = 30.0
 STEADY_S = 60.0
 """A broker that lived this long is started again at once."""
-LOOK_S = 1.0
-"""How often the roster, our certificate and the log are looked at."""
+LOOK_S = 0.25
+"""How often the roster, our certificate and what mosquitto says are looked at: it says 10,000 lines a second in a flood."""
 
 _PR_SET_PDEATHSIG = 1
 _PLACES = f"{os.defpath}:/usr/sbin:/usr/local/sbin"
@@ -73,8 +73,6 @@ class BrokerHost:
         self._people = listening.for_passwords(settings)
         self._dress = None if identity is None else Dress(identity)
         self._applied = self._state()
-        self._told = 0
-        """Refused clients, when we last told of them."""
         self._cause = ""
         self._refusals = Refusals(folder / "broker.log")
         self._restarting = False
@@ -89,9 +87,8 @@ class BrokerHost:
         return self._program
 
     @property
-    def refused_connections(self) -> Mapping[str, int]:
-        """By reason, as mosquitto's log tells, since the start of this gateway. What its access rules refuse is not counted: see
-        refusals.py."""
+    def refused(self) -> Mapping[str, int]:
+        """And refused publishes: by reason, as mosquitto tells, since the start of this gateway; see refusals.py."""
         return self._refusals.counts
 
     async def start(self) -> Address:
@@ -135,6 +132,8 @@ class BrokerHost:
         child, self._child = self._child, None
         if child is not None:
             await _end(child)
+            self._hear()
+        self._refusals.close()
 
     def refresh_roster(self) -> None:
         """Takes what the identity's roster and certificate say now; done without being asked within LOOK_S.
@@ -232,14 +231,15 @@ class BrokerHost:
         waiting = asyncio.create_task(child.wait(), name="broker process")
         try:
             while not (await asyncio.wait([waiting], timeout=LOOK_S))[0]:
-                reason, count = self._refusals.look(), self._refusals.counts.total()
-                if reason and count >= 2 * self._told:
-                    self._told = count
-                    self._log.warning("broker_refused", clients=count, cause=reason)
+                self._hear()
                 self.refresh_roster()
             return waiting.result()
         finally:
             waiting.cancel()
+
+    def _hear(self) -> None:
+        for reason, times, cause in self._refusals.look():
+            self._log.warning("broker_refused", reason=reason, times=times, cause=cause)
 
     async def _launch(self) -> None:
         for hosts, port in ((self._listen, self._address.port), self._people):
@@ -257,16 +257,13 @@ class BrokerHost:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._command[0] != sys.executable:
             self._configure()
-        with self._on_disk():
-            self._refusals.begin()
-            log = (self._folder / "broker.log").open("ab")
-        with log:
+        with os.fdopen(self._refusals.begin(), "wb") as said:
             # A process group of its own: Ctrl-C on the terminal is for the gateway, which still has to drain to this broker.
             child = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=said,
+                stderr=said,
                 process_group=0,
                 env={name: value for name, value in os.environ.items() if not name.startswith(references.VARIABLE)},
                 preexec_fn=functools.partial(_die_with_parent, os.getpid()),
@@ -293,10 +290,8 @@ class BrokerHost:
         raise BrokerError(f"{self._program} did not start: {self._last_words() or refused}", f"see {self._folder}/broker.log")
 
     def _last_words(self) -> str:
-        with contextlib.suppress(FileNotFoundError):
-            lines = (self._folder / "broker.log").read_text(errors="replace").strip().splitlines()
-            return " / ".join(lines[-3:])[-500:]
-        return ""
+        self._hear()
+        return " / ".join(self._refusals.last_words)[-500:]
 
     def _set_aside(self) -> bool:
         """mosquitto refuses to start with a damaged persistence file, for ever. Renamed, never deleted; True if it was that."""

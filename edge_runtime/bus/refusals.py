@@ -1,62 +1,139 @@
-"""Counts in mosquitto's log the clients that it did not let in, and keeps the log from filling the disk (touches: that file).
+"""Hears what the broker's process says, and counts what it refused (touches: the pipe it writes to, and broker.log).
 
-Those without a good certificate, those with a wrong name or password, and those that are one too many. A publish that the
-access rules refuse it mentions at its debug level alone, where it writes two lines for every message that passes: those cannot
-be counted here.
+Clients without a good certificate, with a wrong name or password, one too many; and each publish that the access rules do not
+allow. Those mosquitto names at its debug level alone, where it writes two lines for every message that passes, too. So it writes
+to a pipe, which is looked at a few times a second: a file would wear the disk out, and grow while this process stands still. Who
+does not look in time hears less, and mosquitto does not wait for it. A will that is not allowed is dropped without any word.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
+from typing import NamedTuple
 
+PIPE_BYTES = 2**20
+"""Without being root a process may ask for no more. That is 8,000 lines."""
 LOG_BYTES_MAX = 2**20
 """Whoever knocks writes 250 bytes of it, a thousand times a second: it is emptied at this size."""
+WORDS = 3
+"""Lines that are remembered."""
 
 _REFUSED = re.compile(r"(?:OpenSSL Error\[0\]|Client connection from \S+ failed): error:[^:]+:[^:]*::(?!unexpected eof)")
 """Two words for one thing: the second where all of the client's greeting is there when it is accepted; at level `notice` only."""
-_NOT_KNOWN = re.compile(r"\d+: Client [^\n]{0,300} disconnected, not authorised\.")
-"""The whole line: a client may call itself anything."""
-_FULL = re.compile(r"\d+: Client connection from \S+ denied: max_connections exceeded\.")
-CERTIFICATE, PASSWORD, FULL = "certificate", "password", "full"
-"""What was missing or wrong; too many connections at the door for passwords."""
+_NOT_KNOWN = re.compile(r"Client [^\n]{0,300} disconnected, not authorised\.")
+"""The whole line: a client may call itself anything. It cannot bring a line end."""
+_FULL = re.compile(r"Client connection from \S+ denied: max_connections exceeded\.")
+_DENIED = "Denied PUBLISH from "
+_WHO_AND_WHERE = re.compile(r"(.*) \(d\d, q\d, r\d, m\d+, '(.*)'")
+_CAME = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+, u'(.*)'\)\.")
+USERS_MAX = 1_000
+"""Whose names are known, by what they call themselves; beyond it they are learnt anew."""
+_PASSING = ("Received ", "Sending ", "\t", "Will message specified", "No will message specified")
+"""Of what goes as it should, at level debug."""
+CERTIFICATE, PASSWORD, FULL, PUBLISH = "certificate", "password", "full", "publish"
+"""What was missing or wrong; too many connections at the door for passwords; a topic that the sender may not write."""
+
+
+class Told(NamedTuple):
+    """Of one reason there are now twice as many as when it was told last."""
+
+    reason: str
+    times: int
+    cause: str
+    """In the words of the broker, of the last one."""
 
 
 class Refusals:
-    """The file is opened for appending by the broker: what is cut off here leaves no hole."""
+    """Of one hosted broker, in all of its lives."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._at = 0
-        self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0})
+    def __init__(self, log: Path) -> None:
+        """`log`: for people, what the broker says beside its traffic."""
+        self._log = log
+        self._pipe = -1
+        self._rest = b""
+        self._told: Counter[str] = Counter()
+        self._users: dict[str, str] = {}
+        """What a client calls itself, and who it is by its certificate or password."""
+        self.last_words: deque[str] = deque(maxlen=WORDS)
+        self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0, PUBLISH: 0})
         """Since the gateway started."""
 
-    def begin(self) -> None:
-        """Another broker process, another log."""
-        self._file.write_bytes(b"")
-        self._at = 0
+    def begin(self) -> int:
+        """Another process: where it shall write to. Whoever asks has to close it."""
+        self.close()
+        self._pipe, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # full: it goes on without a word
+        with contextlib.suppress(OSError):  # the user has too many of them: a smaller one, then
+            fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._rest = b""
+        self.last_words.clear()
+        with contextlib.suppress(OSError):  # as below
+            self._log.write_bytes(b"")
+        return theirs
 
-    def look(self) -> str:
-        """Reads what is new, and returns the last reason in it ("": nobody was refused)."""
-        last = ""
-        if not self._file.exists():  # somebody has removed it
-            return last
-        with self._file.open("rb") as log:
-            log.seek(self._at)
-            new = log.read(2 * LOG_BYTES_MAX)
-        whole = new[: new.rfind(b"\n") + 1]  # it writes a line in pieces
-        self._at += len(whole)
-        for line in whole.decode(errors="replace").splitlines():
-            if _REFUSED.search(line):
-                self.counts[CERTIFICATE] += 1
-                last = line.rpartition("::")[2].removesuffix(".")
-            elif _NOT_KNOWN.fullmatch(line):
-                self.counts[PASSWORD] += 1
-                last = "wrong user name or password"
-            elif _FULL.fullmatch(line):
-                self.counts[FULL] += 1
-                last = "too many connections of people with a password"
-        if self._at > LOG_BYTES_MAX and whole == new:
-            self.begin()
-        return last
+    def close(self) -> None:
+        """May be called again."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def look(self) -> list[Told]:
+        """Takes what was said since; what there is to tell of it."""
+        *lines, self._rest = (self._rest + self._read()).split(b"\n")  # it may have written half a line
+        causes: dict[str, str] = {}
+        kept = []
+        for line in lines:
+            text = line.decode(errors="replace")
+            said = text.partition(": ")[2]
+            if said.startswith(_PASSING):
+                continue
+            self._learn(said)
+            reason, cause = self._judged(said)
+            if reason:
+                self.counts[reason] += 1
+                causes[reason] = cause
+            if reason != PUBLISH:
+                kept.append(text)
+        self._keep(kept)
+        twice = [each for each in causes if self.counts[each] >= 2 * self._told[each]]
+        self._told |= Counter({each: self.counts[each] for each in twice})
+        return [Told(each, self.counts[each], causes[each]) for each in twice]
+
+    def _read(self) -> bytes:
+        """At most what the pipe holds: who writes without end must not keep us here."""
+        with contextlib.suppress(BlockingIOError):
+            return b"" if self._pipe < 0 else os.read(self._pipe, PIPE_BYTES)
+        return b""
+
+    def _keep(self, lines: list[str]) -> None:
+        if not lines:
+            return
+        self.last_words.extend(lines)
+        with contextlib.suppress(OSError):  # no room, or read-only: the outbox tells it, and the last words are here
+            size = self._log.stat().st_size if self._log.exists() else 0
+            with self._log.open("a" if size < LOG_BYTES_MAX else "w") as log:
+                log.write("".join(f"{each}\n" for each in lines))
+
+    def _learn(self, said: str) -> None:
+        if came := _CAME.fullmatch(said):
+            if len(self._users) >= USERS_MAX:
+                self._users.clear()
+            self._users[came[1]] = came[2]
+
+    def _judged(self, said: str) -> tuple[str, str]:
+        """(reason, cause), without the instant it was said at; "": no refusal."""
+        if said.startswith(_DENIED):
+            found = _WHO_AND_WHERE.match(said, len(_DENIED))
+            who = self._users.get(found[1], found[1]) if found else ""
+            return PUBLISH, f"{who[:100]} may not write {found[2][:200]}" if found else said[:300]
+        if _REFUSED.search(said):
+            return CERTIFICATE, said.rpartition("::")[2].removesuffix(".")
+        if _NOT_KNOWN.fullmatch(said):
+            return PASSWORD, "wrong user name or password"
+        if _FULL.fullmatch(said):
+            return FULL, "too many connections of people with a password"
+        return "", ""

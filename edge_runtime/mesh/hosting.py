@@ -64,9 +64,9 @@ class Hosting:
         """Instances of lesser hosts that we reach, since when."""
 
     @property
-    def refused_connections(self) -> Mapping[str, int]:
+    def refused(self) -> Mapping[str, int]:
         """By what was wrong, where the program that we host can tell."""
-        return getattr(self._host, "refused_connections", {})
+        return getattr(self._host, "refused", {})
 
     async def run(self) -> Brokers | None:
         """The host to go to; None: our broker did not stay up. Raises BrokerError when it does not start."""

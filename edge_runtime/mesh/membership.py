@@ -145,9 +145,9 @@ class Membership:
         return self._probes.strangers
 
     @property
-    def refused_connections(self) -> Mapping[str, int]:
-        """Clients without a certificate of the site, or with a wrong password, at the broker that we host now."""
-        return {} if self._hosting is None else self._hosting.refused_connections
+    def refused_by_broker(self) -> Mapping[str, int]:
+        """What the broker that we host now has refused, by reason: clients, and what they published; see bus/refusals.py."""
+        return {} if self._hosting is None else self._hosting.refused
 
     async def relocate(self, endpoints: tuple[Endpoint, ...]) -> None:
         """The machine has got other addresses: others reach our broker there from now on."""
@@ -345,7 +345,7 @@ class Membership:
             rival = await hosting.run()
             self._hints = rival.endpoints if rival is not None else ()
             if rival is None:
-                self._refused(BrokerError("the broker that this gateway hosts does not stay up", "see broker.log"))
+                self._refused(BrokerError("the broker that this gateway hosts does not stay up", "see broker_died in the log"))
         except BrokerError as error:
             self._refused(error)
         finally:

@@ -151,7 +151,7 @@ def _refused(gateway: Gateway) -> dict[str, dict[str, int]]:
     if gateway.mesh is not None:
         membership = gateway.mesh.membership
         found["broker"] = {"stranger": sum(membership.strangers.values())}
-        found["client"] = {"certificate": 0, **membership.refused_connections}
+        found["client"] = membership.refused_by_broker
     return {what: dict(counts) for what, counts in found.items()}
 
 

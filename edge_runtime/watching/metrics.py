@@ -48,10 +48,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "renewal": ("forged", "malformed", "disk", "moved"),
     "receipt": ("forged",),
     "broker": ("stranger",),
-    "client": ("certificate",),
+    "client": ("certificate", "password", "full", "publish"),
 }
 """By what it was; all other reasons are OTHER. broker: a place that could not show that it is of our site. client: at the broker
-that we host, one without a certificate of the site."""
+that we host, one without a certificate of the site or with a wrong password, one too many, or a publish where it may not write."""
 DISK_STATES = ("ok", *(each.value for each in Trouble))
 
 

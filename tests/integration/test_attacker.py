@@ -1,7 +1,5 @@
 """A real site is attacked: three gateways (`edge-runtime run`), a press that is read over Modbus, a model, a receiver. Whatever a
 stranger, a member, a person or the broker's host says, nothing of it is accepted, the line goes on, and it is counted.
-
-What the broker's access rules refuse nobody counts: mosquitto drops it without a word.
 """
 
 from __future__ import annotations
@@ -136,9 +134,11 @@ def test_nobody_writes_what_belongs_to_another(site: Plant) -> None:
     theirs += [site.topic("task", "press-3", of="press-2"), site.topic("reply", "press-2"), site.topic("receipt", "cloud")]
     theirs += [site.topic("cmd", "write"), f"edge/{site.name}/brokers", f"edge/{site.name}/brokers/press-2"]
     people = {"vera": [site.topic("cmd", "drain"), site.topic("config", "desired")], "otto": [site.topic("config", "desired")]}
+    tries = {me: theirs, **people}
+    before = kept_off(site)
     with site.as_member("alice") as watcher:
         watcher.subscribe(f"edge/{site.name}/#")
-        for who, refused in {me: theirs, **people}.items():
+        for who, refused in tries.items():
             with site.as_member(who) as raw:
                 for topic in refused:
                     raw.publish(topic, MARK.encode(), retain=True)
@@ -148,6 +148,9 @@ def test_nobody_writes_what_belongs_to_another(site: Plant) -> None:
         while (message := watcher.message())[1] != b"end":
             seen.append(message)
     assert not [topic for topic, payload in seen if MARK.encode() in payload]
+    until(lambda: kept_off(site) - before >= sum(map(len, tries.values())), "each one is counted")
+    assert kept_off(site) - before == sum(map(len, tries.values()))
+    assert site.said("broker_refused", site.host, reason="publish")
 
 
 def test_a_member_throws_nobody_out_by_a_client_id(site: Plant) -> None:
@@ -367,15 +370,18 @@ def test_floods(site: Plant, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [publish(site.topic("cmd", "drain"), each, qos=1, mid=mid) for mid in range(1, 60) for each in signed]
     with site.as_member("evil") as raw:
         raw.publish(site.topic("status", of="evil"), births(site, Sealing(site.members["evil"])), retain=True)
+    others = [publish(site.topic("load"), bytes(100), qos=1, mid=mid) for mid in range(1, 60)]
     floods: dict[str, Callable[[], Flood | Knocking]] = {
         "QoS 0 of a member": lambda: Flood(site.as_member("evil"), everything(site, 0), FLOOD_PER_S),
         "QoS 1 of a member": lambda: Flood(site.as_member("evil"), everything(site, 1), FLOOD_PER_S),
         "signed commands of an operator": lambda: Flood(site.as_member("otto"), commands, FLOOD_PER_S),
+        "topics of another": lambda: Flood(site.as_member("evil"), others, FLOOD_PER_S),
         "handshakes of a stranger": lambda: Knocking(site.port, credentials()),
     }
     figures = []
     for kind, begin in floods.items():
         bad, knocked, rss = site.counted("edge_runtime_mesh_bad_messages_total"), knocks(site), site.rss()
+        off = kept_off(site)
         for _ in range(MEASURED):
             before = min(ROWS_PER_S, site.rate(3.0))
             with begin() as flood:
@@ -393,6 +399,8 @@ def test_floods(site: Plant, capsys: pytest.CaptureFixture[str]) -> None:
         assert grown["broker"] <= len(NAMES) * mosquitto.QUEUED_BYTES_MAX, grown
         if isinstance(flood, Knocking):
             until(lambda b=knocked, m=many: knocks(site) >= max(2 * b, 0.4 * m), "handshakes are counted")  # type: ignore[misc]
+        elif "another" in kind:
+            until(lambda b=off, m=many: kept_off(site) - b >= m, "each one is counted")  # type: ignore[misc]
         elif "command" in kind:
             assert many >= 0.8 * FLOOD_PER_S * FLOOD_S
             until(
@@ -409,4 +417,9 @@ def test_floods(site: Plant, capsys: pytest.CaptureFixture[str]) -> None:
 
 def knocks(site: Plant) -> int:
     """Of strangers at the broker, as its host has told: it tells again when there are twice as many."""
-    return max((each["clients"] for each in site.said("broker_refused", site.host)), default=0)
+    return max((each["times"] for each in site.said("broker_refused", site.host, reason="certificate")), default=0)
+
+
+def kept_off(site: Plant) -> float:
+    """Publishes that the broker's access rules have refused, as its host counts them."""
+    return site.counted('edge_runtime_refused_total{what="client",reason="publish"}', site.host)

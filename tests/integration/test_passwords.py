@@ -207,12 +207,12 @@ def test_who_has_not_the_password_is_refused_and_counted_and_no_door_takes_the_k
                 assert [each.topic for each in await take(watcher, 2)] == [
                     f"{ROOT}/gw/{who}/load" for who in ("person:alice", "press")
                 ]
-            counts = two.broker.refused_connections
+            counts = two.broker.refused
             for _ in range(500):
                 if counts["password"] >= len(wrong):
                     break
                 await asyncio.sleep(0.02)
-            assert counts == {"certificate": 1, "password": len(wrong), "full": 0}
+            assert counts == {"certificate": 1, "password": len(wrong), "full": 0, "publish": 2}
             assert ("broker_refused", "wrong user name or password") in [
                 (name, words.get("cause")) for name, words in two.log.lines
             ]
@@ -239,7 +239,7 @@ def test_who_only_connects_keeps_no_member_out(tmp_path: Path, monkeypatch: pyte
             for each in idle:
                 each.close()
             async with asyncio.timeout(10):
-                while not two.broker.refused_connections["full"]:  # noqa: ASYNC110
+                while not two.broker.refused["full"]:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
 
     run(main)

@@ -1,0 +1,110 @@
+"""What the broker's process says: counted, told, and bounded, whatever a client calls itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.bus import refusals
+from edge_runtime.bus.refusals import Refusals
+
+DENIED = "1700000000: Denied PUBLISH from {} (d0, q1, r0, m7, 'edge/plant/gw/press/load', ... (5 bytes))\n"
+CAME = "1700000000: New client connected from 127.0.0.1:5 as {} (p2, c1, k60, u'{}').\n"
+PASSING = "1700000000: Received PUBLISH from saw (d0, q0, r0, m0, 'edge/plant/gw/saw/load', ... (90 bytes))\n"
+
+
+class Heard(Refusals):
+    """With the broker's end of the pipe."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "broker.log")
+        self.folder = folder
+        self.theirs = self.begin()
+
+    def say(self, text: str) -> None:
+        os.write(self.theirs, text.encode())
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Iterator[Heard]:
+    one = Heard(tmp_path)
+    yield one
+    one.close()
+    os.close(one.theirs)
+
+
+def test_each_refused_publish_counts_and_is_told_when_they_have_doubled(heard: Heard) -> None:
+    heard.say(CAME.format("auto-1", "saw"))
+    told = []
+    for _ in range(10):
+        heard.say(PASSING + DENIED.format("auto-1") + PASSING)
+        told += heard.look()
+    assert heard.counts["publish"] == 10
+    assert [(each.reason, each.times) for each in told] == [("publish", times) for times in (1, 2, 4, 8)]
+    assert {each.cause for each in told} == {"saw may not write edge/plant/gw/press/load"}
+
+
+def test_a_line_that_comes_in_two_pieces_counts_once(heard: Heard) -> None:
+    line = DENIED.format("saw")
+    heard.say(line[:30])
+    assert heard.look() == []
+    heard.say(line[30:])
+    heard.look()
+    assert heard.counts["publish"] == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x disconnected, not authorised.",
+        ": Denied PUBLISH from y (d0, q0, r0, m0, 'a', ... (1 bytes))",
+        "OpenSSL Error[0]: error:1:2::3",
+        "Client connection from y denied: max_connections exceeded.",
+    ],
+)
+def test_a_client_that_calls_itself_a_refusal_is_none(heard: Heard, name: str) -> None:
+    heard.say(PASSING.replace("saw", name) + f"1700000000: Sending PINGRESP to {name}\n")
+    assert heard.look() == []
+    assert heard.counts.total() == 0
+
+
+def test_the_log_holds_no_traffic_and_does_not_grow(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "LOG_BYTES_MAX", 1_000)
+    for number in range(100):
+        heard.say(PASSING * 5 + DENIED.format("saw") + f"1700000000: Client {number} disconnected.\n")
+        heard.look()
+    log = heard.folder / "broker.log"
+    assert log.stat().st_size < 1_100
+    assert "PUBLISH" not in log.read_text()
+    assert list(heard.last_words)[-1].endswith("Client 99 disconnected.")
+
+
+def test_the_broker_never_waits_for_us(heard: Heard) -> None:
+    said = 0
+    with pytest.raises(BlockingIOError):  # so mosquitto drops the line, and goes on
+        while True:
+            said += os.write(heard.theirs, (PASSING * 1_000).encode())
+    assert said <= refusals.PIPE_BYTES
+    heard.look()
+    heard.say("\n" + DENIED.format("saw"))
+    heard.look()
+    assert heard.counts["publish"] == 1
+
+
+def test_a_disk_that_is_full_hides_no_refusal(heard: Heard) -> None:
+    (heard.folder / "broker.log").unlink()
+    (heard.folder / "broker.log").mkdir()  # cannot be written
+    heard.say(DENIED.format("saw") + "1700000000: Error: it is so.\n")
+    assert heard.look()
+    assert heard.last_words[-1] == "1700000000: Error: it is so."
+
+
+def test_names_of_clients_are_bounded(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "USERS_MAX", 10)
+    for number in range(100):
+        heard.say(CAME.format(f"c{number}", "saw"))
+        heard.look()
+    assert len(heard._users) <= 10
