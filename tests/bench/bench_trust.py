@@ -51,7 +51,7 @@ SITE = "bench"
 def sealed_link(identity: Identity, met: asyncio.Event, other: str) -> Link:
     """It tells its key in its birth, and knows when the other has told its own."""
     sealing = Sealing(identity)
-    link = Link(SITE, identity.name, f"{identity.name}1", structlog.get_logger(), sealing)
+    link = Link(SITE, identity.name, f"{identity.name}1", structlog.get_logger().bind(), sealing)
 
     def heard(gateway: str, message: Message) -> None:
         sealing.meet(gateway, presence.unpack(message.payload, Birth).agreement)
@@ -73,7 +73,7 @@ async def serve(link: Link, identity: Identity, port: int) -> None:
 
 
 async def worker(port: int, folder: Path) -> None:
-    clock, log, met, offered = SystemClock(), structlog.get_logger(), asyncio.Event(), asyncio.Event()
+    clock, log, met, offered = SystemClock(), structlog.get_logger().bind(), asyncio.Event(), asyncio.Event()
     identity = Identity.load(folder)
     assert identity is not None
 
@@ -96,7 +96,7 @@ async def worker(port: int, folder: Path) -> None:
 async def sealed_trip(port: int, identity: Identity, model: str) -> AsyncIterator[Trip]:
     clock, met = SystemClock(), asyncio.Event()
     link = sealed_link(identity, met, "worker")
-    asking = Asking(link, clock, structlog.get_logger())
+    asking = Asking(link, clock, structlog.get_logger().bind())
 
     async def trip() -> None:
         reply = await asking.ask("worker", model, tensor_of(WINDOW), deadline_ns=clock.mono_ns() + 2_000_000_000)
@@ -116,7 +116,7 @@ async def measure(plain_port: int, model: str, site: Site, folder: Path) -> dict
     site.roster(host, asker, working)
     port, clock = free_port(), SystemClock()
     settings = Broker(mode="hosted", url=f"mqtt://127.0.0.1:{port}", program="mosquitto")
-    broker = BrokerHost(settings, folder / "broker", clock, SystemDice(), structlog.get_logger(), host)
+    broker = BrokerHost(settings, folder / "broker", clock, SystemDice(), structlog.get_logger().bind(), host)
     await broker.start()
     hosting = asyncio.create_task(broker.run())
     process, _ = await asyncio.to_thread(sealed_worker, port, working.folder)
