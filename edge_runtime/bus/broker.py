@@ -83,6 +83,11 @@ class _Client(paho.Client):
     def _create_socket(self) -> wire.Wire:
         return self.line
 
+    def _handle_on_message(self, message: paho.MQTTMessage) -> None:
+        """Straight to us: paho looks for callbacks by topic first, under two locks. Nobody sets any."""
+        assert self.on_message is not None
+        self.on_message(self, None, message)
+
 
 class PahoConnection:
     """One connection, from CONNACK until it is lost (ports.Connection)."""

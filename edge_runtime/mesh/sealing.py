@@ -11,6 +11,7 @@ A tag says nothing of when. A task that is replayed finds its answer or a deadli
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 
 from edge_runtime.bus.messages import BadMessage
@@ -30,6 +31,26 @@ _Way = tuple[str, str, str]
 BIRTH = "birth"
 """Context of its signature."""
 
+_BLOCK_BYTES = 64
+"""Of SHA-256."""
+
+
+class _Begun:
+    """HMAC-SHA256 (RFC 2104) whose key, and what every message begins with, were hashed beforehand. Python's own `hmac` can be
+    copied, too, but then a task's four tags make it 3 % longer: with the caches that a task leaves cold, each call counts."""
+
+    def __init__(self, key: bytes, head: bytes) -> None:
+        """`key`: at most 64 bytes."""
+        key = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(each ^ 0x36 for each in key) + head)
+        self._outer = hashlib.sha256(bytes(each ^ 0x5C for each in key))
+
+    def tag(self, frame: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(frame)
+        outer.update(inner.digest())
+        return outer.digest()[:TAG_BYTES]
+
 
 class Sealing:
     """Of one gateway, from its start to its end."""
@@ -38,7 +59,7 @@ class Sealing:
         self._identity = identity
         self._agreement = Agreement()
         self._publics: dict[str, str] = {}
-        self._tags: dict[str, dict[_Way, hmac.HMAC]] = {}
+        self._tags: dict[str, dict[_Way, _Begun]] = {}
         """Begun with the key that we share, by gateway."""
         self.refused_births = False
         """There were some: with another roster they may be good."""
@@ -100,15 +121,12 @@ class Sealing:
         signer = self._signers.get(peer)
         if signer is not None and self._identity.roster.member(signer) is None:
             raise BadMessage(f"{peer} was revoked", "edge-runtime site members")
-        tag = self._begin(peer, way).copy()
-        tag.update(frame)
-        return tag.digest()[:TAG_BYTES]
+        return self._begin(peer, way).tag(frame)
 
-    def _begin(self, peer: str, way: _Way) -> hmac.HMAC:
-        """A tag that has its key and its head already: to begin anew would cost as much as the frame, with cold caches thrice."""
+    def _begin(self, peer: str, way: _Way) -> _Begun:
         begun = self._tags.get(peer, {}).get(way)
         if begun is None:
-            begun = hmac.new(self._key(peer), "\0".join((*way, "")).encode(), "sha256")
+            begun = _Begun(self._key(peer), "\0".join((*way, "")).encode())
             self._tags.setdefault(peer, {})[way] = begun
         return begun
 

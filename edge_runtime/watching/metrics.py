@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "client": ("certificate", "password", "full", "publish"),
 }
 """By what it was; all other reasons are OTHER. broker: a place that could not show that it is of our site. client: at the broker
-that we host, one without a certificate of the site or with a wrong password, one too many, or a publish where it may not write."""
+that we host, one without a certificate of the site or with a wrong password, one too many; a publish where it may not write."""
 DISK_STATES = ("ok", *(each.value for each in Trouble))
 
 

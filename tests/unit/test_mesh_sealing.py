@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import random
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,17 @@ def test_what_one_seals_the_other_opens(site: Site) -> None:
     mine, theirs = pair(site)
     assert theirs.open("task", "one", mine.seal("task", "other", FRAME)) == FRAME
     assert mine.open("reply", "other", theirs.seal("reply", "one", FRAME)) == FRAME
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 1_000, 100_000])
+def test_the_tag_is_the_hmac_that_python_would_make(site: Site, size: int) -> None:
+    """And twice the same: what was begun beforehand is not used up."""
+    mine, theirs = pair(site)
+    key = mine._agreement.key_with(bytes.fromhex(theirs.public), b"tasks")
+    frame = random.Random(size).randbytes(size)
+    whole = hmac.digest(key, b"task\0one\0other\0" + frame, "sha256")
+    for _ in range(2):
+        assert mine.seal("task", "other", frame) == frame + whole[:TAG_BYTES]
 
 
 @pytest.mark.parametrize("at", [0, len(FRAME) - 1, len(FRAME), len(FRAME) + TAG_BYTES - 1])
