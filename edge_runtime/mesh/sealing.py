@@ -56,11 +56,14 @@ class Sealing:
     """Of one gateway, from its start to its end."""
 
     def __init__(self, identity: Identity) -> None:
-        self._identity = identity
+        self._identity, self._name = identity, identity.name
         self._agreement = Agreement()
         self._publics: dict[str, str] = {}
         self._tags: dict[str, dict[_Way, _Begun]] = {}
         """Begun with the key that we share, by gateway."""
+        self._good: dict[_Way, _Begun] = {}
+        """Those of them whose other end is not revoked, by the roster `_by`."""
+        self._by = identity.roster
         self.refused_births = False
         """There were some: with another roster they may be good."""
         self._signers: dict[str, str] = {}
@@ -85,6 +88,7 @@ class Sealing:
             raise BadMessage(f"birth: of {gateway}, signed by {opened.by} ({opened.role})", "somebody speaks in another's name")
         if gateway in self._signers or len(self._signers) < PEERS_MAX:
             self._signers[gateway] = opened.key
+            self._good.clear()
         return opened.document
 
     def forget_revoked(self) -> list[str]:
@@ -95,6 +99,7 @@ class Sealing:
             self._signers.pop(name)
             self._publics.pop(name, None)
             self._tags.pop(name, None)
+        self._good.clear()
         return gone
 
     def meet(self, gateway: str, public: str) -> None:
@@ -105,29 +110,35 @@ class Sealing:
                 self._tags.clear()
             self._publics[gateway] = public
             self._tags.pop(gateway, None)
+            self._good.clear()
 
     def seal(self, kind: str, to: str, frame: bytes) -> bytes:
         """The frame with its tag. Raises BadMessage: that gateway has told no key."""
-        return frame + self._tag(to, (kind, self._identity.name, to), frame)
+        return frame + self._begun(to, (kind, self._name, to)).tag(frame)
 
     def open(self, kind: str, sender: str, payload: bytes) -> bytes:
         """The frame. Raises BadMessage."""
         frame, tag = payload[:-TAG_BYTES], payload[-TAG_BYTES:]
-        if not hmac.compare_digest(tag, self._tag(sender, (kind, sender, self._identity.name), frame)):
+        if not hmac.compare_digest(tag, self._begun(sender, (kind, sender, self._name)).tag(frame)):
             raise BadMessage(f"{kind}: the tag is not that of {sender}", "forged, or from before one of the two started again")
         return frame
 
-    def _tag(self, peer: str, way: _Way, frame: bytes) -> bytes:
-        signer = self._signers.get(peer)
-        if signer is not None and self._identity.roster.member(signer) is None:
-            raise BadMessage(f"{peer} was revoked", "edge-runtime site members")
-        return self._begin(peer, way).tag(frame)
+    def _begun(self, peer: str, way: _Way) -> _Begun:
+        """Four times a task: what can be known beforehand is not asked again."""
+        if self._by is not self._identity.roster:
+            self._good.clear()
+            self._by = self._identity.roster
+        return self._good.get(way) or self._begin(peer, way)
 
     def _begin(self, peer: str, way: _Way) -> _Begun:
+        signer = self._signers.get(peer)
+        if signer is not None and self._by.member(signer) is None:
+            raise BadMessage(f"{peer} was revoked", "edge-runtime site members")
         begun = self._tags.get(peer, {}).get(way)
         if begun is None:
             begun = _Begun(self._key(peer), "\0".join((*way, "")).encode())
             self._tags.setdefault(peer, {})[way] = begun
+        self._good[way] = begun
         return begun
 
     def _key(self, peer: str) -> bytes:
