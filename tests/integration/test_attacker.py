@@ -82,11 +82,17 @@ def test_a_stranger_does_not_get_in_and_each_try_is_counted(site: Plant, tmp_pat
         "of another authority, with our names": credentials(who=other),
         "revoked": credentials(who=site.members["lost"]),
     }
+    before = counted(site, "client", "certificate", site.host)
     for _ in range(TRIES):
         for context in ways.values():
             with pytest.raises(NoWayIn):
                 Raw(site.port, context)
-    until(lambda: knocks(site) > TRIES * len(ways) / 2, "each one is counted, and told when they have doubled")
+    many = TRIES * len(ways)
+    until(lambda: counted(site, "client", "certificate", site.host) - before >= many, "each one is counted")
+    until(
+        lambda: site.said("broker_refused", site.host, reason="certificate")[-1]["times"] > many / 2,
+        "told when they have doubled",
+    )
 
 
 @pytest.mark.parametrize("how", ["plain", "TLS with a certificate of its own"])
@@ -96,10 +102,12 @@ def test_a_better_broker_that_a_stranger_announces_is_told_nothing(site: Plant, 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self_made(tmp_path, site.name))
     trap = Trap(context)
+    before = counted(site, "broker", "stranger", site.host)
     try:
         with announced(site.name, trap.port):
             at = f"127.0.0.1:{trap.port}"
             until(lambda: site.said("broker_not_ours", site.host, at=at), "the host has looked at it")
+            until(lambda: counted(site, "broker", "stranger", site.host) > before, "it is counted")
             looking = next(each for each in NAMES if each not in (site.host, LINE))
             site.site.gateways[looking].kill()
             site.site.gateways[looking].start()  # looks for a broker while there is one of rank 1
@@ -135,7 +143,7 @@ def test_nobody_writes_what_belongs_to_another(site: Plant) -> None:
     theirs += [site.topic("cmd", "write"), f"edge/{site.name}/brokers", f"edge/{site.name}/brokers/press-2"]
     people = {"vera": [site.topic("cmd", "drain"), site.topic("config", "desired")], "otto": [site.topic("config", "desired")]}
     tries = {me: theirs, **people}
-    before = kept_off(site)
+    before = counted(site, "client", "publish", site.host)
     with site.as_member("alice") as watcher:
         watcher.subscribe(f"edge/{site.name}/#")
         for who, refused in tries.items():
@@ -148,8 +156,8 @@ def test_nobody_writes_what_belongs_to_another(site: Plant) -> None:
         while (message := watcher.message())[1] != b"end":
             seen.append(message)
     assert not [topic for topic, payload in seen if MARK.encode() in payload]
-    until(lambda: kept_off(site) - before >= sum(map(len, tries.values())), "each one is counted")
-    assert kept_off(site) - before == sum(map(len, tries.values()))
+    until(lambda: counted(site, "client", "publish", site.host) - before >= sum(map(len, tries.values())), "each one is counted")
+    assert counted(site, "client", "publish", site.host) - before == sum(map(len, tries.values()))
     assert site.said("broker_refused", site.host, reason="publish")
 
 
@@ -239,12 +247,14 @@ def test_a_configuration_that_no_engineer_has_signed_for_this_gateway_is_not_tak
         "the same revision, another content": ("malformed", desired(site, "alice", 7)),
         "no JSON": ("unsigned", b"\xff{"),
     }
+    before = counted(site, "configuration")
     with site.as_member("evil") as raw:  # a gateway may write these topics: it says again what engineers have signed
         for way, (reason, payload) in tries.items():
             raw.publish(site.topic("config", "desired"), payload, retain=True)
             if reason != "older":  # that is no news: the one that is held is said again
                 until(lambda r=reason: refused(site, "configuration_refused", r), f"refused: {way}")  # type: ignore[misc]
             time.sleep(LOOK_S)
+    until(lambda: counted(site, "configuration") - before >= len(tries), "each one is counted")
     assert reported(site)["layers"] == layers
     assert len(site.said("configuration_on_trial")) == 1
 
@@ -278,12 +288,14 @@ def executed(site: Plant, name: str) -> int:
 def test_a_command_is_done_once_for_who_may_give_it_and_never_again(site: Plant) -> None:
     at, topic = Time(site), site.topic("cmd", "drain")
     good = command(site, "otto", "good-1", at)
+    before = counted(site, "command", "repeated")
     with site.as_member("otto") as raw:
         raw.publish(topic, good)
         until(lambda: site.said("command", id="good-1", outcome="done"), "it is done")
         for number in range(TRIES):
             raw.publish(topic, good)
             until(lambda n=number: len(site.said("command", id="good-1")) == 2 + n, "a replay: it is told what came of the first")  # type: ignore[misc]
+        until(lambda: counted(site, "command", "repeated") - before == TRIES, "each one is counted")
         site.line.kill()  # also when it has restarted, its memory gone
         site.line.start()
         until(lambda: site.said("gateway_started"), "it is back")
@@ -291,6 +303,7 @@ def test_a_command_is_done_once_for_who_may_give_it_and_never_again(site: Plant)
     with site.as_member("otto") as raw:
         raw.publish(topic, good)
         until(lambda: site.said("command", id="good-1", outcome="done"), "a replay after the restart")
+    until(lambda: counted(site, "command", "repeated") == 1, "it is counted")
     assert executed(site, "good-1") == 1
 
 
@@ -317,6 +330,7 @@ def test_commands_that_nobody_may_give_are_not_done(site: Plant, tmp_path: Path)
         "valid for ever": ("expired", command(site, "otto", "bad", at, until_ns=2**62)),
         "no time at all": ("expiry", command(site, "otto", "bad", at, until_ns=None)),
     }
+    before = counted(site, "command")
     with site.as_member("otto") as raw:
         for way, (reason, payload) in tries.items():
             answers = len(site.said("command"))
@@ -325,6 +339,7 @@ def test_commands_that_nobody_may_give_are_not_done(site: Plant, tmp_path: Path)
                 until(lambda n=answers: len(site.said("command")) > n, f"refused: {way}")  # type: ignore[misc]
             else:
                 until(lambda r=reason: site.said("command_refused", reason=r), f"refused: {way}")  # type: ignore[misc]
+        until(lambda: counted(site, "command") - before >= len(tries), "each one is counted")
         assert executed(site, "bad") == 0
         assert {each["outcome"] for each in site.said("command", id="bad")} == {"refused"}
         raw.publish(topic, command(site, "otto", "retained", at), retain=True)  # to who is there it comes as a live one
@@ -380,8 +395,9 @@ def test_floods(site: Plant, capsys: pytest.CaptureFixture[str]) -> None:
     }
     figures = []
     for kind, begin in floods.items():
-        bad, knocked, rss = site.counted("edge_runtime_mesh_bad_messages_total"), knocks(site), site.rss()
-        off = kept_off(site)
+        bad, rss = site.counted("edge_runtime_mesh_bad_messages_total"), site.rss()
+        off, knocked = (counted(site, "client", each, site.host) for each in ("publish", "certificate"))
+        commanded = counted(site, "command")
         for _ in range(MEASURED):
             before = min(ROWS_PER_S, site.rate(3.0))
             with begin() as flood:
@@ -398,16 +414,12 @@ def test_floods(site: Plant, capsys: pytest.CaptureFixture[str]) -> None:
         assert all(grown[name] <= RSS_GROWTH_BYTES_MAX for name in NAMES), grown
         assert grown["broker"] <= len(NAMES) * mosquitto.QUEUED_BYTES_MAX, grown
         if isinstance(flood, Knocking):
-            until(lambda b=knocked, m=many: knocks(site) >= max(2 * b, 0.4 * m), "handshakes are counted")  # type: ignore[misc]
+            until(lambda b=knocked, m=many: counted(site, "client", "certificate", site.host) - b >= m, "each one is counted")  # type: ignore[misc]
         elif "another" in kind:
-            until(lambda b=off, m=many: kept_off(site) - b >= m, "each one is counted")  # type: ignore[misc]
+            until(lambda b=off, m=many: counted(site, "client", "publish", site.host) - b >= m, "each one is counted")  # type: ignore[misc]
         elif "command" in kind:
             assert many >= 0.8 * FLOOD_PER_S * FLOOD_S
-            until(
-                lambda: refused(site, "command_refused", "flood"),
-                "counted, after what the broker still holds of the last one",
-                100.0,
-            )
+            until(lambda b=commanded, m=many: counted(site, "command") - b >= m, "each one is counted", 100.0)  # type: ignore[misc]
         else:
             assert many >= 0.8 * FLOOD_PER_S * FLOOD_S
             until(lambda b=bad: site.counted("edge_runtime_mesh_bad_messages_total") > b + 1_000, "counted")  # type: ignore[misc]
@@ -415,11 +427,6 @@ def test_floods(site: Plant, capsys: pytest.CaptureFixture[str]) -> None:
         raw.publish(site.topic("status", of="evil"), b"", retain=True)
 
 
-def knocks(site: Plant) -> int:
-    """Of strangers at the broker, as its host has told: it tells again when there are twice as many."""
-    return max((each["times"] for each in site.said("broker_refused", site.host, reason="certificate")), default=0)
-
-
-def kept_off(site: Plant) -> float:
-    """Publishes that the broker's access rules have refused, as its host counts them."""
-    return site.counted('edge_runtime_refused_total{what="client",reason="publish"}', site.host)
+def counted(site: Plant, what: str, reason: str = "", of: str = LINE) -> float:
+    """Of `edge_runtime_refused_total`, as a gateway tells Prometheus; without a reason, of all."""
+    return site.counted(f'edge_runtime_refused_total{{what="{what}"' + (f',reason="{reason}"' if reason else ""), of)
