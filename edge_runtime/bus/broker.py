@@ -214,9 +214,11 @@ class PahoConnection:
     # --- what the wire and paho call
 
     def _read(self) -> None:
-        while self._line.unread and not self._full():
+        full = self._full()
+        while self._line.unread and not full:
             self._client.loop_read()
-        if self._full():
+            full = self._full()
+        if full:
             # A session that was there may have a heap of messages for us in front of the answer to a subscription (mosquitto
             # 2.0 does not keep its limit of 20 after a reconnect): they have to be received first.
             for _, future in self._subscribed.values():

@@ -20,6 +20,8 @@ PIPE_BYTES = 2**20
 """Without being root a process may ask for no more. That is 8,000 lines."""
 LOG_BYTES_MAX = 2**20
 """Whoever knocks writes 250 bytes of it, a thousand times a second: it is emptied at this size."""
+LINE_BYTES_MAX = 4_096
+"""mosquitto cuts them at 1,000."""
 WORDS = 3
 """Lines that are remembered."""
 
@@ -28,12 +30,12 @@ _REFUSED = re.compile(r"(?:OpenSSL Error\[0\]|Client connection from \S+ failed)
 _NOT_KNOWN = re.compile(r"Client [^\n]{0,300} disconnected, not authorised\.")
 """The whole line: a client may call itself anything. It cannot bring a line end."""
 _FULL = re.compile(r"Client connection from \S+ denied: max_connections exceeded\.")
-_DENIED = "Denied PUBLISH from "
+_DENIED = b"Denied PUBLISH from "
 _WHO_AND_WHERE = re.compile(r"(.*) \(d\d, q\d, r\d, m\d+, '(.*)'")
 _CAME = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+, u'(.*)'\)\.")
 USERS_MAX = 1_000
 """Whose names are known, by what they call themselves; beyond it they are learnt anew."""
-_PASSING = ("Received ", "Sending ", "\t", "Will message specified", "No will message specified")
+_PASSING = (b"Received ", b"Sending ", b"\t", b"Will message specified", b"No will message specified")
 """Of what goes as it should, at level debug."""
 CERTIFICATE, PASSWORD, FULL, PUBLISH = "certificate", "password", "full", "publish"
 """What was missing or wrong; too many connections at the door for passwords; a topic that the sender may not write."""
@@ -83,21 +85,23 @@ class Refusals:
 
     def look(self) -> list[Told]:
         """Takes what was said since; what there is to tell of it."""
-        *lines, self._rest = (self._rest + self._read()).split(b"\n")  # it may have written half a line
+        *lines, rest = (self._rest + self._read()).split(b"\n")
+        self._rest = rest[-LINE_BYTES_MAX:]  # it may have written half of it
         causes: dict[str, str] = {}
-        kept = []
-        for line in lines:
-            text = line.decode(errors="replace")
-            said = text.partition(": ")[2]
-            if said.startswith(_PASSING):
-                continue
-            self._learn(said)
-            reason, cause = self._judged(said)
-            if reason:
-                self.counts[reason] += 1
-                causes[reason] = cause
-            if reason != PUBLISH:
-                kept.append(text)
+        kept, denied = [], b""
+        for line in lines:  # thousands in a flood: most are told by how they begin
+            said = line.partition(b": ")[2]
+            if said.startswith(_DENIED):
+                self.counts[PUBLISH] += 1
+                denied = said
+            elif not said.startswith(_PASSING):
+                kept.append(line.decode(errors="replace"))
+                reason, cause = self._judged(kept[-1].partition(": ")[2])
+                if reason:
+                    self.counts[reason] += 1
+                    causes[reason] = cause
+        if denied:
+            causes[PUBLISH] = self._who_and_where(denied.decode(errors="replace"))
         self._keep(kept)
         twice = [each for each in causes if self.counts[each] >= 2 * self._told[each]]
         self._told |= Counter({each: self.counts[each] for each in twice})
@@ -118,18 +122,17 @@ class Refusals:
             with self._log.open("a" if size < LOG_BYTES_MAX else "w") as log:
                 log.write("".join(f"{each}\n" for each in lines))
 
-    def _learn(self, said: str) -> None:
+    def _who_and_where(self, denied: str) -> str:
+        found = _WHO_AND_WHERE.match(denied, len(_DENIED))
+        return f"{self._users.get(found[1], found[1])[:100]} may not write {found[2][:200]}" if found else denied[:300]
+
+    def _judged(self, said: str) -> tuple[str, str]:
+        """(reason, cause), without the instant it was said at; "": no refusal."""
         if came := _CAME.fullmatch(said):
             if len(self._users) >= USERS_MAX:
                 self._users.clear()
             self._users[came[1]] = came[2]
-
-    def _judged(self, said: str) -> tuple[str, str]:
-        """(reason, cause), without the instant it was said at; "": no refusal."""
-        if said.startswith(_DENIED):
-            found = _WHO_AND_WHERE.match(said, len(_DENIED))
-            who = self._users.get(found[1], found[1]) if found else ""
-            return PUBLISH, f"{who[:100]} may not write {found[2][:200]}" if found else said[:300]
+            return "", ""
         if _REFUSED.search(said):
             return CERTIFICATE, said.rpartition("::")[2].removesuffix(".")
         if _NOT_KNOWN.fullmatch(said):

@@ -193,7 +193,8 @@ class Wire:
                 self._fill()  # what the other side said last tells more than that it is gone
                 self.ended = self.ended or describe(error)
                 self._loop.call_soon(self._serve)
-        self._watch_room(bool(self._out))
+        if self._writing != bool(self._out):
+            self._watch_room(not self._writing)
 
     def _watch_room(self, watch: bool) -> None:
         if watch and not self._writing:

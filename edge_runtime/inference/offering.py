@@ -104,9 +104,11 @@ class Offering:
         self._changed()
 
     def offers(self) -> list[Offer]:
-        if self._withdrawn:
-            return []
-        return [Offer(name, model.executed_on, model.service_ns, model.artefact) for name, model in sorted(self._models.items())]
+        return [found for name in sorted(self._models) if (found := self.offer(name)) is not None]
+
+    def offer(self, model: str) -> Offer | None:
+        found = None if self._withdrawn else self._models.get(model)
+        return None if found is None else Offer(model, found.executed_on, found.service_ns, found.artefact)
 
     async def execute(self, model: str, tensor: Tensor) -> Inference:
         found = self._models.get(model)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -93,14 +93,11 @@ class Waiting:
     order: tuple[int, int, int] = (0, 0, 0)
     unwanted: bool = False
     """Cancelled while it ran: nobody is told the answer."""
+    sender: str = field(init=False)
+    size_bytes: int = field(init=False)
 
-    @property
-    def sender(self) -> str:
-        return self.key[0]
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.task.tensor.data)
+    def __post_init__(self) -> None:
+        self.sender, self.size_bytes = self.key[0], len(self.task.tensor.data)
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +182,8 @@ class Queue:
 
     def _wait_ns(self, waiting: Waiting, running_ns: int) -> int:
         """Until its turn comes: those that are ahead of it, but not more of them than the fair turns let pass."""
+        if not self.count:
+            return running_ns // self._slots
         ahead = [each for each in self if each.order < waiting.order]
         own = sum(each.sender == waiting.sender for each in ahead)
         turns = FAIR_EVERY * (len(self._lines) + 1) * (own + 1)

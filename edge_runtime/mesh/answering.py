@@ -102,7 +102,7 @@ class Answering:
             self.counts[Outcome.REPEATED] += 1
             self._say(key[0], kept)
             return
-        offer = next((each for each in self._executor.offers() if each.model == task.model), None)
+        offer = self._executor.offer(task.model)
         service_ns = self._service_ns(offer) if offer else 0
         waiting = Waiting(key, task, now_ns, now_ns + task.remaining_ns, service_ns)
         refusal = self._unfit(task, offer) or self._no_place(waiting, now_ns)
@@ -110,7 +110,8 @@ class Answering:
             self._refuse_for(waiting, refusal)
             return
         self._open[key] = waiting
-        self._trace("task_received", waiting)
+        if trail.on(self._log):
+            self._trace("task_received", waiting)
         while self._idle:
             slot = self._idle.pop()
             if not slot.done():
@@ -151,7 +152,8 @@ class Answering:
             waiting.unwanted = True  # a window that has begun is computed to its end: an engine cannot be interrupted
 
     def _running_ns(self, now_ns: int) -> int:
-        return sum(left_ns(began_ns, each.service_ns, now_ns) for began_ns, each in self._running.values())
+        running = self._running.values()
+        return sum([left_ns(began_ns, each.service_ns, now_ns) for began_ns, each in running]) if running else 0
 
     def _service_ns(self, offer: Offer) -> int:
         """As measured with tasks. After a while without any it is doubted: who was slow once would be asked no more, and never
@@ -188,7 +190,8 @@ class Answering:
         ended_ns = self._clock.mono_ns()
         service_ns = ended_ns - began_ns
         self.counts[Outcome.FAILED if inference is None else Outcome.DONE] += 1
-        self._trace("task_done", waiting)
+        if trail.on(self._log):
+            self._trace("task_done", waiting)
         answer = self._packed(waiting, inference, cause, hint, began_ns - waiting.arrived_ns, service_ns)
         if inference is not None:  # what failed may be tried again
             known_ns, _ = self._services.get(waiting.task.model, (0, 0))
@@ -204,8 +207,7 @@ class Answering:
             return None, error.cause, error.hint
 
     def _trace(self, event: str, waiting: Waiting) -> None:
-        if trail.on(self._log):
-            self._log.debug(event, result=waiting.task.id, sender=waiting.sender, model=waiting.task.model)
+        self._log.debug(event, result=waiting.task.id, sender=waiting.sender, model=waiting.task.model)
 
     # --- what goes out ---
 
@@ -234,7 +236,8 @@ class Answering:
 
     def _refuse_for(self, waiting: Waiting, refusal: Refusal) -> None:
         self.counts[refusal.why] += 1
-        self._trace("task_refused", waiting)
+        if trail.on(self._log):
+            self._trace("task_refused", waiting)
         self._refuse(waiting.sender, waiting.task.id, waiting.task.instance, refusal.cause, refusal.hint, refusal.retry_ns)
 
     def _refuse(self, sender: str, task_id: str, instance: str, cause: str, hint: str, retry_ns: int = 0) -> None:

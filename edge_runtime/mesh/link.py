@@ -15,7 +15,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -36,6 +36,16 @@ ROUTES_MAX = 2_000
 
 _WORD = re.compile(WORD)
 _SEALED = get_args(To)
+
+
+class _Route(NamedTuple):
+    """Where a topic leads to."""
+
+    kind: str
+    sender: str
+    """The gateway that it names; "": none."""
+    is_name: bool
+    handlers: tuple[Handler, ...]
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -70,18 +80,22 @@ class Link:
         self._more: list[str] = []
         """Filters, beside what the mesh needs."""
         self._loads: dict[str, None] = {}
-        self._routes: dict[str, tuple[str, str]] = {}
+        self._routes: dict[str, _Route] = {}
         """By topic, as they came in."""
+        self._topics: dict[tuple[str, str], str] = {}
+        """To tell somebody something: by kind and peer."""
 
     def on(self, kind: Kind, handler: Handler, *filters: str) -> None:
         """`filters`: what has to be subscribed to for it, beside what the mesh needs."""
         self._handlers[kind] = handler
         self._more += filters
+        self._routes.clear()
 
     def overhear(self, kind: Kind, handler: Handler, *filters: str) -> None:
         """As `on`, beside who it is for."""
         self._overhears[kind] = handler
         self._more += filters
+        self._routes.clear()
 
     async def also(self, *filters: str) -> None:
         """Subscribes to these, too, from now on. Raises BrokerError when the connection is lost: on the next one it is done."""
@@ -108,7 +122,12 @@ class Link:
                 frame = self.sealing.seal(kind, peer, frame)
             except BadMessage as error:
                 raise BrokerError(error.cause, error.hint) from None
-        await self.send(topics.gateway(self.site, peer, kind, self.gateway), frame, qos=int(kind in ("fetch", "chunk")))
+        topic = self._topics.get((kind, peer))
+        if topic is None:
+            if len(self._topics) >= ROUTES_MAX:
+                self._topics.clear()
+            topic = self._topics[kind, peer] = topics.gateway(self.site, peer, kind, self.gateway)
+        await self.send(topic, frame, qos=int(kind in ("fetch", "chunk")))
 
     async def serve(self, connection: Connection, home: Home) -> None:
         """Until the connection is lost: raises BrokerError."""
@@ -124,7 +143,8 @@ class Link:
             await connection.subscribe(topics.gateway(self.site, "+", "status"), qos=1)
             while True:
                 message = await connection.receive()
-                connection.acknowledge(message)
+                if message.qos:
+                    connection.acknowledge(message)
                 self._take(message)
         finally:
             self._connection, self.home = None, None
@@ -174,29 +194,28 @@ class Link:
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[message.topic] = route
-        kind, sender = route
-        handlers = [each[kind] for each in (self._handlers, self._overhears) if kind in each]
+        kind, sender, is_name, handlers = route
         if not handlers:
             return
         try:
-            if sender and not _WORD.match(sender):
+            if not is_name:
                 raise BadMessage("a topic that names no gateway", "who else publishes there?")
-            opened = message if self.sealing is None else self._opened(kind, sender, message)
+            opened = message
+            if self.sealing is not None and kind in _SEALED:
+                opened = msgspec.structs.replace(message, payload=self.sealing.open(kind, sender, message.payload))
+            elif self.sealing is not None and kind == "status" and message.payload:
+                opened = msgspec.structs.replace(message, payload=self.sealing.open_birth(sender, message.payload))
             for handler in handlers:
                 handler(sender, opened)
         except (BadMessage, Forged) as error:
             self.note_bad(sender, error)
 
-    def _opened(self, kind: str, sender: str, message: Message) -> Message:
-        """As its sender wrote it. Raises BadMessage, Forged."""
-        assert self.sealing is not None
-        if kind in _SEALED:
-            return msgspec.structs.replace(message, payload=self.sealing.open(kind, sender, message.payload))
-        if kind == "status" and message.payload:
-            return msgspec.structs.replace(message, payload=self.sealing.open_birth(sender, message.payload))
-        return message
+    def _route(self, topic: str) -> _Route:
+        kind, sender = self._parsed(topic)
+        handlers = tuple(each[kind] for each in (self._handlers, self._overhears) if kind in each)
+        return _Route(kind, sender, not sender or bool(_WORD.match(sender)), handlers)
 
-    def _route(self, topic: str) -> tuple[str, str]:
+    def _parsed(self, topic: str) -> tuple[str, str]:
         """Kind of message, and the gateway that the topic names ("": none)."""
         if topic == topics.brokers(self.site):
             return "brokers", ""

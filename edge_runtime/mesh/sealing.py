@@ -114,23 +114,23 @@ class Sealing:
 
     def seal(self, kind: str, to: str, frame: bytes) -> bytes:
         """The frame with its tag. Raises BadMessage: that gateway has told no key."""
-        return frame + self._begun(to, (kind, self._name, to)).tag(frame)
+        way = (kind, self._name, to)
+        begun = self._good.get(way) if self._by is self._identity.roster else None
+        return frame + (begun or self._begin(to, way)).tag(frame)
 
     def open(self, kind: str, sender: str, payload: bytes) -> bytes:
         """The frame. Raises BadMessage."""
-        frame, tag = payload[:-TAG_BYTES], payload[-TAG_BYTES:]
-        if not hmac.compare_digest(tag, self._begun(sender, (kind, sender, self._name)).tag(frame)):
+        frame, way = payload[:-TAG_BYTES], (kind, sender, self._name)
+        begun = self._good.get(way) if self._by is self._identity.roster else None
+        if not hmac.compare_digest(payload[-TAG_BYTES:], (begun or self._begin(sender, way)).tag(frame)):
             raise BadMessage(f"{kind}: the tag is not that of {sender}", "forged, or from before one of the two started again")
         return frame
 
-    def _begun(self, peer: str, way: _Way) -> _Begun:
-        """Four times a task: what can be known beforehand is not asked again."""
+    def _begin(self, peer: str, way: _Way) -> _Begun:
+        """The first time with each roster: what can be known beforehand is not asked four times a task."""
         if self._by is not self._identity.roster:
             self._good.clear()
             self._by = self._identity.roster
-        return self._good.get(way) or self._begin(peer, way)
-
-    def _begin(self, peer: str, way: _Way) -> _Begun:
         signer = self._signers.get(peer)
         if signer is not None and self._by.member(signer) is None:
             raise BadMessage(f"{peer} was revoked", "edge-runtime site members")

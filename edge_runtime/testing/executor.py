@@ -36,8 +36,12 @@ class FakeExecutor:
         self._released.set()
 
     def offers(self) -> list[Offer]:
-        there = {} if self.withdrawn else self.takes_s
-        return [Offer(name, "fake:cpu", round(s * 1e9) if self.known else 0) for name, s in sorted(there.items())]
+        return [found for name in sorted(self.takes_s) if (found := self.offer(name)) is not None]
+
+    def offer(self, model: str) -> Offer | None:
+        if self.withdrawn or model not in self.takes_s:
+            return None
+        return Offer(model, "fake:cpu", round(self.takes_s[model] * 1e9) if self.known else 0)
 
     def withdraw(self) -> None:
         self.withdrawn = True
