@@ -61,10 +61,8 @@ def run(args: argparse.Namespace) -> int:
             log.error("configuration_unreadable", cause=unreadable.cause, hint=unreadable.hint)
         world = real_world(registry, log)
         asyncio.run(serve(lambda: Lifetime(text, str(args.file), folder, data_dir, world), log))
-    if left := left_behind():  # in an engine that is still loading, say
+    if left := left_behind():  # in an engine that is still loading, say; `main` ends around them
         log.info("threads_left_behind", threads=left)
-        sys.stderr.flush()
-        os._exit(0)
     return 0
 
 

@@ -336,3 +336,29 @@ def test_a_command_holds_no_longer_than_a_gateway_takes_it_for(capsys: pytest.Ca
     with pytest.raises(SystemExit):
         cli.main(["command", "press-1", "drain", "--valid", f"{COMMAND_S_MAX + 1}"])
     assert f"is not between 0 and {COMMAND_S_MAX:g}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stuck", [True, False])
+def test_the_program_ends_around_a_thread_that_does_not_come_back(stuck: bool) -> None:
+    """Python would abort ("terminate called") where it is shut down around one that is in a driver or an engine."""
+    program = f"""
+import asyncio, atexit, sys, time
+from edge_runtime.board.system import ThreadWorker
+from edge_runtime.cli import main
+
+async def begin():
+    worker = ThreadWorker("engine")
+    asking = asyncio.ensure_future(worker.run(time.sleep, {60 if stuck else 0.01}))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    worker.abandon()
+
+asyncio.run(begin())
+atexit.register(print, "Python was shut down")
+sys.argv = ["edge-runtime", "adapters", "modbus"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "modbus" in done.stdout
+    assert ("Python was shut down" in done.stdout) is not stuck
