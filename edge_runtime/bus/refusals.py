@@ -22,6 +22,8 @@ LOG_BYTES_MAX = 2**20
 """Whoever knocks writes 250 bytes of it, a thousand times a second: it is emptied at this size."""
 LINE_BYTES_MAX = 4_096
 """mosquitto cuts them at 1,000."""
+CUT_BYTES = 999
+"""What it leaves: then a client has had the last word, and may have made it look like the broker's."""
 WORDS = 3
 """Lines that are remembered."""
 
@@ -31,7 +33,8 @@ _NOT_KNOWN = re.compile(r"Client [^\n]{0,300} disconnected, not authorised\.")
 """The whole line: a client may call itself anything. It cannot bring a line end."""
 _FULL = re.compile(r"Client connection from \S+ denied: max_connections exceeded\.")
 _DENIED = b"Denied PUBLISH from "
-_WHO_AND_WHERE = re.compile(r"(.*) \(d\d, q\d, r\d, m\d+, '(.*)'")
+_WHERE = re.compile(r" \(d\d, q\d, r\d, m\d+, '")
+"""Between who and where. Clients choose both words, and may put this into them, too."""
 _CAME = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+, u'(.*)'\)\.")
 USERS_MAX = 1_000
 """Whose names are known, by what they call themselves; beyond it they are learnt anew."""
@@ -93,15 +96,15 @@ class Refusals:
             said = line.partition(b": ")[2]
             if said.startswith(_DENIED):
                 self.counts[PUBLISH] += 1
-                denied = said
+                denied = line
             elif not said.startswith(_PASSING):
                 kept.append(line.decode(errors="replace"))
-                reason, cause = self._judged(kept[-1].partition(": ")[2])
+                reason, cause = self._judged(kept[-1].partition(": ")[2], cut=len(line) >= CUT_BYTES)
                 if reason:
                     self.counts[reason] += 1
                     causes[reason] = cause
         if denied:
-            causes[PUBLISH] = self._who_and_where(denied.decode(errors="replace"))
+            causes[PUBLISH] = self._who_and_where(denied)
         self._keep(kept)
         twice = [each for each in causes if self.counts[each] >= 2 * self._told[each]]
         self._told |= Counter({each: self.counts[each] for each in twice})
@@ -122,13 +125,20 @@ class Refusals:
             with self._log.open("a" if size < LOG_BYTES_MAX else "w") as log:
                 log.write("".join(f"{each}\n" for each in lines))
 
-    def _who_and_where(self, denied: str) -> str:
-        found = _WHO_AND_WHERE.match(denied, len(_DENIED))
-        return f"{self._users.get(found[1], found[1])[:100]} may not write {found[2][:200]}" if found else denied[:300]
+    def _who_and_where(self, line: bytes) -> str:
+        """Nobody is blamed for what another one calls itself: only who is known to have come by that name is named."""
+        if len(line) >= CUT_BYTES:
+            return "somebody may not write there: the name of the client, or the topic, is too long to be told"
+        said = line.partition(_DENIED)[2].decode(errors="replace")
+        for found in reversed(list(_WHERE.finditer(said))):
+            if user := self._users.get(said[: found.start()]):
+                topic = said[found.end() :].rpartition("', ... (")[0]
+                return f"{user[:100]} may not write {topic[:200]}"
+        return f"somebody unknown may not write there: {said[:300]!r}"
 
-    def _judged(self, said: str) -> tuple[str, str]:
+    def _judged(self, said: str, cut: bool) -> tuple[str, str]:
         """(reason, cause), without the instant it was said at; "": no refusal."""
-        if came := _CAME.fullmatch(said):
+        if came := None if cut else _CAME.fullmatch(said):
             if len(self._users) >= USERS_MAX:
                 self._users.clear()
             self._users[came[1]] = came[2]

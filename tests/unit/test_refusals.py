@@ -71,6 +71,46 @@ def test_a_client_that_calls_itself_a_refusal_is_none(heard: Heard, name: str) -
     assert heard.counts.total() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "topic"),
+    [
+        ("press-2", "x (d0, q0, r0, m0, 'edge/a'"),
+        ("saw-7 (d0, q0, r0, m0, 'edge/a'", "x"),
+        ("press-2", "x', ... (5 bytes)) (d0, q0, r0, m0, 'edge/a', ... ("),
+    ],
+)
+def test_who_is_refused_cannot_hide_behind_words_that_look_like_the_brokers(heard: Heard, name: str, topic: str) -> None:
+    heard.say(CAME.format("saw-7", "saw") + CAME.format(name, "evil"))
+    heard.say(DENIED.format(name).replace("edge/plant/gw/press/load", topic))
+    assert [each.cause for each in heard.look()] == [f"evil may not write {topic}"]
+
+
+def test_nobody_is_blamed_whose_name_another_one_says(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One calls itself as another gateway is called, and comes under other names until who it is was forgotten."""
+    monkeypatch.setattr(refusals, "USERS_MAX", 10)
+    for name in ["press", *(f"c{number}" for number in range(10))]:
+        heard.say(CAME.format(name, "evil"))
+    heard.say(DENIED.format("press"))
+    assert [each.cause[:37] for each in heard.look()] == ["somebody unknown may not write there:"]
+
+
+def test_a_line_that_was_cut_blames_nobody(heard: Heard) -> None:
+    """What stands at its end is the client's: it may call itself so that there stands another user, or another topic."""
+
+    def cut(line: str) -> str:
+        return line[:999] + "\n"
+
+    end = " (p2, c1, k60, u'person:alice')."
+    name = "A" * (999 - CAME.index("{}") - len(end))
+    heard.say(cut(CAME.format(name + end + "B" * 100, "evil")))
+    heard.say(DENIED.format(name))
+    assert "alice" not in heard.look()[0].cause
+    heard.say(CAME.format("saw-7", "saw"))
+    heard.say(cut(DENIED.format("saw-7 (d0, q0, r0, m0, 'edge/a'" + "B" * 1_000)))
+    assert [each.cause[:27] for each in heard.look()] == ["somebody may not write ther"]
+    assert heard.counts["publish"] == 2
+
+
 def test_the_log_holds_no_traffic_and_does_not_grow(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "LOG_BYTES_MAX", 1_000)
     for number in range(100):
