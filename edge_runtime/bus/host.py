@@ -233,6 +233,7 @@ class BrokerHost:
             while not (await asyncio.wait([waiting], timeout=LOOK_S))[0]:
                 self._hear()
                 self.refresh_roster()
+            self._hear()  # what comes next has another pipe
             return waiting.result()
         finally:
             waiting.cancel()

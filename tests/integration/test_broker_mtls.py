@@ -341,6 +341,25 @@ def test_a_new_member_gets_its_rights_while_everybody_stays_connected(tmp_path: 
     run(main)
 
 
+def test_what_was_refused_before_a_restart_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "LOOK_S", 20.0)
+    site = Site(tmp_path)
+    press, lost = site.member("press"), site.member("lost")
+    site.roster(press, lost)
+
+    async def main() -> None:
+        async with hosted(tmp_path, press) as (broker, plain):
+            async with connected(plain, lost) as connection:
+                for _ in range(20):
+                    await connection.publish(f"{ROOT}/gw/press/load", b"1", qos=1)
+            site.authority.revoke("lost", "stolen")
+            site.roster(press)
+            broker.refresh_roster()  # it is started again
+            await until(lambda: broker.refused["publish"] == 20)
+
+    run(main)
+
+
 def test_a_revoked_member_is_off_within_seconds_and_the_others_are_back(tmp_path: Path) -> None:
     site = Site(tmp_path)
     press, lost = site.member("press"), site.member("lost")
