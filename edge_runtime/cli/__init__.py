@@ -55,13 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status: 0 fine, 1 it failed, 2 wrong usage, 130 interrupted. Without `argv` it is the
     program, and may end it at once: a thread in an engine that still loads, or in a driver that hangs, must not see Python go."""
     status = _guarded(list(sys.argv[1:] if argv is None else argv))
-    system = sys.modules.get("edge_runtime.board.system")
-    if argv is None and system is not None and system.left_behind():
+    if argv is None and _is_anybody_left():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):  # nobody reads on
                 stream.flush()
         os._exit(status)
     return status
+
+
+def _is_anybody_left() -> bool:
+    system = sys.modules.get("edge_runtime.board.system")
+    try:
+        return system is not None and bool(system.left_behind())
+    except KeyboardInterrupt:  # somebody does not want to wait for them
+        return True
 
 
 def _guarded(words: list[str]) -> int:

@@ -362,3 +362,18 @@ sys.exit(main())
     assert (done.returncode, done.stderr) == (0, "")
     assert "modbus" in done.stdout
     assert ("Python was shut down" in done.stdout) is not stuck
+
+
+def test_who_interrupts_the_program_while_it_waits_for_threads_sees_no_traceback() -> None:
+    program = """
+import signal, sys
+from edge_runtime.board import system
+from edge_runtime.cli import main
+
+system.left_behind = lambda: signal.raise_signal(signal.SIGINT)
+sys.argv = ["edge-runtime", "adapters", "modbus"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "modbus" in done.stdout
