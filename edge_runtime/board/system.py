@@ -115,9 +115,10 @@ _abandoned: weakref.WeakKeyDictionary[threading.Thread, None] = weakref.WeakKeyD
 
 def left_behind(limit_s: float = 0.5) -> list[str]:
     """Names of abandoned threads whose call does not come back, to be asked at the end of a program. The interpreter must not be
-    shut down around one that is inside a driver or an engine: it would abort with "terminate called ..."."""
+    shut down around one that is inside a driver or an engine: it would abort with "terminate called ...". `limit_s`: for all."""
+    ends_s = time.monotonic() + limit_s
     for thread in list(_abandoned):
-        thread.join(limit_s)
+        thread.join(max(0.0, ends_s - time.monotonic()))
     return [thread.name for thread in list(_abandoned) if thread.is_alive()]
 
 

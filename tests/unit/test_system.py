@@ -159,3 +159,30 @@ def test_a_thread_that_does_not_come_back_is_known_at_the_end() -> None:
     assert left_behind(0.1) == ["stays"]
     ends.set()
     assert left_behind(5.0) == []
+
+
+def test_many_threads_that_do_not_come_back_are_waited_for_no_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, waits_s, join = threading.Event(), [], threading.Thread.join
+
+    def noted(thread: threading.Thread, timeout: float | None = None) -> None:
+        waits_s.append(timeout)
+        join(thread, timeout)
+
+    async def begin(worker: ThreadWorker) -> None:
+        begun = asyncio.Event()
+        waiting = asyncio.ensure_future(
+            worker.run(lambda loop: (loop.call_soon_threadsafe(begun.set), ends.wait()), asyncio.get_running_loop())
+        )
+        await begun.wait()
+        waiting.cancel()
+        worker.abandon()
+
+    names = [f"stays-{number}" for number in range(5)]
+    for name in names:
+        asyncio.run(begin(ThreadWorker(name)))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", noted)
+        assert sorted(left_behind(0.1)) == names
+    assert sum(waits_s) < 0.2
+    ends.set()
+    assert left_behind(5.0) == []
