@@ -243,15 +243,20 @@ class BrokerHost:
             self._log.warning("broker_refused", reason=reason, times=times, cause=cause)
 
     async def _launch(self) -> None:
-        for hosts, port in ((self._listen, self._address.port), self._people):
-            for each in hosts:
-                listening.check_free(each, port)
+        """Raises BrokerError."""
         try:
-            await self._attempt()
-        except BrokerError:
-            if not self._set_aside():
-                raise
-            await self._attempt()
+            for hosts, port in ((self._listen, self._address.port), self._people):
+                for each in hosts:
+                    listening.check_free(each, port)
+            try:
+                await self._attempt()
+            except BrokerError:
+                if not self._set_aside():
+                    raise
+                await self._attempt()
+        except OSError as error:  # no socket, no pipe, no process
+            cause = f"{self._program} cannot be started: {error.strerror}"
+            raise BrokerError(cause, "too many open files, or no memory? It is tried again") from None
 
     async def _attempt(self) -> None:
         with self._on_disk():

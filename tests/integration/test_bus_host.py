@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from brokers import free_port, mosquitto, save_now
 from campaigns import fill, small_disk
+from waiting import until
 
 from edge_runtime.board.system import SystemClock, SystemDice
 from edge_runtime.bus import host
@@ -192,6 +194,53 @@ def test_a_folder_that_somebody_removes_is_made_again(tmp_path: Path) -> None:
             one._child.kill()
             await one._child.wait()
             await (await connect_again(address)).close()
+
+    run(main)
+
+
+def test_without_a_free_descriptor_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("mosquitto")
+
+    def none_left(_flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        log = Log()
+        one = broker_host(tmp_path, log)
+        async with hosted(one) as address:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "pipe2", none_left)
+                assert one._child
+                one._child.kill()
+                await until(lambda: "broker_does_not_start" in [event for event, _ in log.lines])
+            causes = [words["cause"] for event, words in log.lines if event == "broker_does_not_start"]
+            assert "Too many open files" in causes[0]
+            await until(lambda: one._child is not None and one._child.returncode is None)
+            await (await BUS.connect(address)).close()
+
+    run(main)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_it_holds_no_more_descriptors_after_many_starts(tmp_path: Path) -> None:
+    needs("mosquitto")
+
+    async def main() -> None:
+        one = broker_host(tmp_path)
+        none = descriptors()
+        async with hosted(one):
+            some = descriptors()
+            for _ in range(3):
+                child = one._child
+                assert child
+                one._restarting = True  # at once
+                child.terminate()
+                await until(lambda child=child: one._child is not child and one._child is not None)  # type: ignore[misc]
+            assert descriptors() == some
+        assert descriptors() == none
 
     run(main)
 
