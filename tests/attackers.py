@@ -73,15 +73,18 @@ class NoWayIn(Exception):
 class Raw:
     """One connection, with a clean session, that nobody keeps from saying anything."""
 
-    def __init__(self, port: int, context: ssl.SSLContext | None, client_id: str = "", *, keepalive_s: int = 60) -> None:
-        """Raises NoWayIn."""
+    def __init__(
+        self, port: int, context: ssl.SSLContext | None, client_id: str = "", *, will: str = "", login: Sequence[str] = ()
+    ) -> None:
+        """`will`: its topic. `login`: name and password. Raises NoWayIn."""
         self.closed = False
         self.sock: socket.socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
         try:
             if context is not None:
                 self.sock = context.wrap_socket(self.sock)
-            flags = text("MQTT") + b"\x04\x02" + struct.pack(">H", keepalive_s)
-            self.sock.sendall(packet(0x10, flags + text(client_id)))
+            flags = 0x02 | (0x04 if will else 0) | (0xC0 if login else 0)
+            rest = [client_id, *([will, "a will"] if will else []), *login]
+            self.sock.sendall(packet(0x10, text("MQTT") + bytes([4, flags, 0, 60]) + b"".join(map(text, rest))))
             answer = self.sock.recv(4)  # with TLS 1.3 it is only now that our certificate is looked at
         except OSError as error:
             self.sock.close()

@@ -1,0 +1,73 @@
+"""The broker of a site is attacked by whoever it lets in: each attempt is counted, as what it is, and nobody else is named for it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from attackers import Flood, Raw, credentials, publish
+from gateways import until as waiting
+from test_broker_mtls import run
+from test_passwords import Doors, doors, member
+from trusted import Site
+from waiting import until
+
+from edge_runtime.bus import host
+from edge_runtime.trust.identity import Identity
+
+pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+
+THEIRS = "edge/plant-1/gw/press/load"
+PER_S, SECONDS = 5_000, 2.0
+LONG = 2_000
+"""mosquitto cuts its lines at 1,000 bytes."""
+
+
+class Attacked(Doors):
+    """With a member who attacks, `evil`, at the members' door."""
+
+    evil: Identity
+
+    def enter(self, client_id: str = "") -> Raw:
+        return Raw(self.members.port, credentials(self.evil.ca_file, self.evil), client_id)
+
+    def causes(self) -> list[str]:
+        return [words["cause"] for event, words in self.log.lines if event == "broker_refused"]
+
+
+def attack(folder: Path, scenario: Callable[[Attacked], None], **expected: int) -> None:
+    """`scenario`, in a thread; then exactly this is counted, if anything is said of it."""
+    site = Site(folder)
+    press, evil = site.member("press"), site.member("evil")
+    member(site, "vera")
+    site.roster(press, evil)
+
+    async def main() -> None:
+        async with doors(folder, press) as two:
+            attacked = Attacked(two.broker, two.log, two.members, two.people)
+            attacked.evil = evil
+            await asyncio.to_thread(scenario, attacked)
+            if expected:
+                await until(lambda: sum(two.broker.refused.values()) >= sum(expected.values()))
+                await asyncio.sleep(3 * host.LOOK_S)
+                assert {reason: times for reason, times in two.broker.refused.items() if times} == expected
+
+    run(main)
+
+
+@pytest.mark.parametrize(("client_id", "topic"), [("evil", "x" * LONG), ("x" * LONG, THEIRS)])
+def test_none_of_a_flood_is_missed_that_makes_long_lines(tmp_path: Path, client_id: str, topic: str) -> None:
+    def scenario(attacked: Attacked) -> None:
+        with Flood(attacked.enter(client_id), [publish(topic, b"x", qos=1, mid=mid) for mid in range(1, 60)], PER_S) as flood:
+            time.sleep(SECONDS)
+        assert flood.sent >= 0.8 * PER_S * SECONDS
+        with suppress(AssertionError):
+            waiting(lambda: attacked.broker.refused["publish"] >= flood.sent, "each one is counted", 5.0)
+        assert attacked.broker.refused["publish"] >= flood.sent
+
+    attack(tmp_path, scenario)
