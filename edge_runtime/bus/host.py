@@ -89,7 +89,7 @@ class BrokerHost:
 
     @property
     def refused(self) -> Mapping[str, int]:
-        """And refused publishes: by reason, as mosquitto tells, since the start of this gateway; see refusals.py."""
+        """Clients and publishes: by reason, as mosquitto tells, since `start`; see refusals.py."""
         return self._refusals.counts
 
     async def start(self) -> Address:

@@ -66,7 +66,7 @@ class Refusals:
         """What a client calls itself, and who it is by its certificate or password."""
         self.last_words: deque[str] = deque(maxlen=WORDS)
         self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0, PUBLISH: 0})
-        """Since the gateway started."""
+        """In all of them."""
 
     def begin(self) -> int:
         """Another process: where it shall write to. Whoever asks has to close it."""
