@@ -21,15 +21,17 @@ PIPE_BYTES = 2**20
 LOG_BYTES_MAX = 2**20
 """Whoever knocks writes 250 bytes of it, a thousand times a second: it is emptied at this size."""
 LINE_BYTES_MAX = 4_096
-"""mosquitto cuts them at 1,000."""
+"""Of half a line."""
 CUT_BYTES = 999
-"""What it leaves: then a client has had the last word, and may have made it look like the broker's."""
+"""There mosquitto cuts a line: then a client has had the last word, and may have made it look like the broker's."""
 WORDS = 3
 """Lines that are remembered."""
 
 _REFUSED = re.compile(r"(?:OpenSSL Error\[0\]|Client connection from \S+ failed): error:[^:]+:[^:]*::(?!unexpected eof)")
 """Two words for one thing: the second where all of the client's greeting is there when it is accepted; at level `notice` only."""
-_NOT_KNOWN = re.compile(r"Client [^\n]{0,300} disconnected, not authorised\.")
+_OF_A_CLIENT = re.compile(r"Client .* (?:closed its connection|closing old connection|disconnect(?:ed|ing)\b.*)\.")
+"""So may one that calls itself "connection from x failed: error:..."."""
+_NOT_KNOWN = re.compile(r"Client .* disconnected, not authorised\.")
 """The whole line: a client may call itself anything. It cannot bring a line end."""
 _FULL = re.compile(r"Client connection from \S+ denied: max_connections exceeded\.")
 _DENIED = b"Denied PUBLISH from "
@@ -99,7 +101,7 @@ class Refusals:
                 denied = line
             elif not said.startswith(_PASSING):
                 kept.append(line.decode(errors="replace"))
-                reason, cause = self._judged(kept[-1].partition(": ")[2], cut=len(line) >= CUT_BYTES)
+                reason, cause = self._judged(kept[-1].partition(": ")[2]) if len(line) < CUT_BYTES else ("", "")
                 if reason:
                     self.counts[reason] += 1
                     causes[reason] = cause
@@ -136,14 +138,14 @@ class Refusals:
                 return f"{user[:100]} may not write {topic[:200]}"
         return f"somebody unknown may not write there: {said[:300]!r}"
 
-    def _judged(self, said: str, cut: bool) -> tuple[str, str]:
+    def _judged(self, said: str) -> tuple[str, str]:
         """(reason, cause), without the instant it was said at; "": no refusal."""
-        if came := None if cut else _CAME.fullmatch(said):
+        if came := _CAME.fullmatch(said):
             if len(self._users) >= USERS_MAX:
                 self._users.clear()
             self._users[came[1]] = came[2]
             return "", ""
-        if _REFUSED.search(said):
+        if _REFUSED.match(said) and not _OF_A_CLIENT.fullmatch(said):
             return CERTIFICATE, said.rpartition("::")[2].removesuffix(".")
         if _NOT_KNOWN.fullmatch(said):
             return PASSWORD, "wrong user name or password"

@@ -1,4 +1,4 @@
-"""The broker of a site is attacked by whoever it lets in: each attempt is counted, as what it is, and nobody else is named for it."""
+"""Attacks on the broker by whom it lets in: each attempt is counted, as what it is, and nobody else is named for it."""
 
 from __future__ import annotations
 
@@ -71,3 +71,22 @@ def test_none_of_a_flood_is_missed_that_makes_long_lines(tmp_path: Path, client_
         assert attacked.broker.refused["publish"] >= flood.sent
 
     attack(tmp_path, scenario)
+
+
+def test_a_client_that_calls_itself_a_failed_handshake_is_none(tmp_path: Path) -> None:
+    names = (
+        "connection from 10.0.0.9:5 failed: error:0A000418:SSL routines::tlsv1 alert unknown ca",
+        "OpenSSL Error[0]: error:0A0000C7:SSL routines::peer did not return a certificate",
+        "x: OpenSSL Error[0]: error:0A0000C7:SSL routines::peer did not return a certificate",
+        "connection from 10.0.0.9:5 failed: error:0A000418:SSL routines::ca" + "a" * LONG,
+    )
+
+    def scenario(attacked: Attacked) -> None:
+        for name in names:
+            with attacked.enter(name):
+                attacked.enter(name).close()  # it takes the place of the first one
+            with attacked.enter(name) as raw:
+                raw.sock.sendall(b"\xe0\x00")  # goodbye
+        attacked.enter().publish(THEIRS, b"x")
+
+    attack(tmp_path, scenario, publish=1)
