@@ -1,9 +1,10 @@
 """Hears what the broker's process says, and counts what it refused (touches: the pipe it writes to, and broker.log).
 
-Clients without a good certificate, with a wrong name or password, one too many; and each publish that the access rules do not
-allow. Those mosquitto names at its debug level alone, where it writes two lines for every message that passes, too. So it writes
-to a pipe, which is looked at a few times a second: a file would wear the disk out, and grow while this process stands still. Who
-does not look in time hears less, and mosquitto does not wait for it. A will that is not allowed is dropped without any word.
+Clients without a good certificate, with a wrong name or password, one too many, or that speak no MQTT; and each publish that the
+access rules do not allow. Those mosquitto names at its debug level alone, where it writes two lines for every message that
+passes, too. So it writes to a pipe, which is looked at many times a second: a file would wear the disk out, and grow while this
+process stands still. Who does not look in time hears less, and mosquitto does not wait for it. A will that is not allowed is
+dropped without any word.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ _OF_A_CLIENT = re.compile(r"Client .* (?:closed its connection|closing old conne
 _NOT_KNOWN = re.compile(r"Client .* disconnected, not authorised\.")
 """The whole line: a client may call itself anything. It cannot bring a line end."""
 _FULL = re.compile(r"Client connection from \S+ denied: max_connections exceeded\.")
+_BROKEN = re.compile(
+    r"Client .* disconnected due to (?:malformed packet|protocol error)\."
+    r"|Bad socket read/write on client .*: (?:Invalid function arguments provided\.|Malformed UTF-8)"  # a will for all topics
+)
+_TOO_LARGE = b"Dropped too large PUBLISH from "
 _DENIED = b"Denied PUBLISH from "
 _WHERE = re.compile(r" \(d\d, q\d, r\d, m\d+, '")
 """Between who and where. Clients choose both words, and may put this into them, too."""
@@ -42,8 +48,9 @@ USERS_MAX = 1_000
 """Whose names are known, by what they call themselves; beyond it they are learnt anew."""
 _PASSING = (b"Received ", b"Sending ", b"\t", b"Will message specified", b"No will message specified")
 """Of what goes as it should, at level debug."""
-CERTIFICATE, PASSWORD, FULL, PUBLISH = "certificate", "password", "full", "publish"
-"""What was missing or wrong; too many connections at the door for passwords; a topic that the sender may not write."""
+CERTIFICATE, PASSWORD, FULL, PUBLISH, PACKET = "certificate", "password", "full", "publish", "packet"
+"""What was missing or wrong; too many connections at the door for passwords; a topic that the sender may not write; what is no
+MQTT (a wildcard in the topic of a publish, too), or too large."""
 
 
 class Told(NamedTuple):
@@ -67,7 +74,7 @@ class Refusals:
         self._users: dict[str, str] = {}
         """What a client calls itself, and who it is by its certificate or password."""
         self.last_words: deque[str] = deque(maxlen=WORDS)
-        self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0, PUBLISH: 0})
+        self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0, PUBLISH: 0, PACKET: 0})
         """In all of them."""
 
     def begin(self) -> int:
@@ -102,6 +109,8 @@ class Refusals:
             elif not said.startswith(_PASSING):
                 kept.append(line.decode(errors="replace"))
                 reason, cause = self._judged(kept[-1].partition(": ")[2]) if len(line) < CUT_BYTES else ("", "")
+                if said.startswith(_TOO_LARGE):
+                    reason, cause = PACKET, kept[-1].partition(": ")[2][:300]
                 if reason:
                     self.counts[reason] += 1
                     causes[reason] = cause
@@ -151,4 +160,6 @@ class Refusals:
             return PASSWORD, "wrong user name or password"
         if _FULL.fullmatch(said):
             return FULL, "too many connections of people with a password"
+        if _BROKEN.fullmatch(said):
+            return PACKET, said[:300]
         return "", ""

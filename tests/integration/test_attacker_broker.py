@@ -10,14 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from attackers import Flood, Raw, credentials, publish
+from attackers import Flood, NoWayIn, Raw, credentials, packet, publish, text
 from gateways import until as waiting
 from test_broker_mtls import run
 from test_passwords import Doors, doors, member
 from trusted import Site
 from waiting import until
 
-from edge_runtime.bus import host
+from edge_runtime.bus import host, mosquitto
 from edge_runtime.trust.identity import Identity
 
 pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
@@ -90,3 +90,44 @@ def test_a_client_that_calls_itself_a_failed_handshake_is_none(tmp_path: Path) -
         attacked.enter().publish(THEIRS, b"x")
 
     attack(tmp_path, scenario, publish=1)
+
+
+def test_nobody_else_is_named_for_what_a_client_with_a_long_name_does(tmp_path: Path) -> None:
+    """mosquitto cuts the line after what the client has written into it."""
+    name = f"vera (d0, q1, r0, m1, 'edge/plant-1/gw/other/load', ... (1 bytes)){'x' * LONG}"
+
+    def scenario(attacked: Attacked) -> None:
+        with attacked.enter(name) as raw:
+            raw.publish(THEIRS, b"x")
+        waiting(attacked.causes, "it is told")
+        assert [each for each in attacked.causes() if each.startswith("vera ")] == []
+
+    attack(tmp_path, scenario, publish=1)
+
+
+def test_what_is_no_packet_for_a_broker_is_counted(tmp_path: Path) -> None:
+    ways = {
+        "a topic for everybody": publish("edge/plant-1/gw/+/load", b"x"),
+        "all topics": publish("edge/#", b"x"),
+        "no topic": publish("", b"x"),
+        "more levels than there may be": publish("/".join("x" * 300), b"x"),
+        "a line end": publish("edge/x\n1700000000: Denied PUBLISH from vera", b"x"),
+        "no UTF-8": publish(b"edge/\xff", b"x"),
+        "a second CONNECT": packet(0x10, text("MQTT") + b"\x04\x02\x00\x3c" + text("again")),
+        "a subscription that is none": packet(0x82, b"\x00\x01" + text("edge/#/x") + b"\x00"),
+    }
+
+    def scenario(attacked: Attacked) -> None:
+        for said in ways.values():
+            with attacked.enter() as raw, suppress(NoWayIn):
+                raw.sock.sendall(said)
+                raw.until(lambda _kind, _body: False)
+        with attacked.enter() as raw:
+            raw.publish(THEIRS, bytes(mosquitto.MESSAGE_BYTES_MAX + 1))
+        for will in ("edge/#", "edge/x\n"):
+            with pytest.raises(NoWayIn):
+                attacked.enter(will=will)
+        with pytest.raises(NoWayIn):
+            attacked.enter("x\n1700000000: Denied PUBLISH from vera")
+
+    attack(tmp_path, scenario, packet=len(ways) + 4)
