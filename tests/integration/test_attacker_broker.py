@@ -33,8 +33,8 @@ class Attacked(Doors):
 
     evil: Identity
 
-    def enter(self, client_id: str = "") -> Raw:
-        return Raw(self.members.port, credentials(self.evil.ca_file, self.evil), client_id)
+    def enter(self, client_id: str = "", *, will: str = "") -> Raw:
+        return Raw(self.members.port, credentials(self.evil.ca_file, self.evil), client_id, will=will)
 
     def causes(self) -> list[str]:
         return [words["cause"] for event, words in self.log.lines if event == "broker_refused"]
@@ -53,7 +53,7 @@ def attack(folder: Path, scenario: Callable[[Attacked], None], **expected: int) 
             attacked.evil = evil
             await asyncio.to_thread(scenario, attacked)
             if expected:
-                await until(lambda: sum(two.broker.refused.values()) >= sum(expected.values()))
+                await until(lambda: sum(two.broker.refused.values()) >= sum(expected.values()), 10.0)
                 await asyncio.sleep(3 * host.LOOK_S)
                 assert {reason: times for reason, times in two.broker.refused.items() if times} == expected
 
