@@ -69,7 +69,10 @@ class Refusals:
         """`log`: for people, what the broker says beside its traffic."""
         self._log = log
         self._pipe = -1
+        self._holds = PIPE_BYTES
         self._rest = b""
+        self.fill = 0.0
+        """Of the pipe, at the last look."""
         self._told: Counter[str] = Counter()
         self._users: dict[str, str] = {}
         """What a client calls itself, and who it is by its certificate or password."""
@@ -83,6 +86,7 @@ class Refusals:
         self._pipe, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # full: it goes on without a word
         with contextlib.suppress(OSError):  # the user has too many of them: a smaller one, then
             fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._holds = fcntl.fcntl(theirs, fcntl.F_GETPIPE_SZ)
         self._rest = b""
         self.last_words.clear()
         with contextlib.suppress(OSError):  # as below
@@ -97,7 +101,9 @@ class Refusals:
 
     def look(self) -> list[Told]:
         """Takes what was said since; what there is to tell of it."""
-        *lines, rest = (self._rest + self._read()).split(b"\n")
+        new = self._read()
+        self.fill = len(new) / self._holds
+        *lines, rest = (self._rest + new).split(b"\n")
         self._rest = rest[-LINE_BYTES_MAX:]  # it may have written half of it
         causes: dict[str, str] = {}
         kept, denied = [], b""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bus import refusals
+from edge_runtime.bus import host, refusals
 from edge_runtime.bus.refusals import Refusals
 
 DENIED = "1700000000: Denied PUBLISH from {} (d0, q1, r0, m7, 'edge/plant/gw/press/load', ... (5 bytes))\n"
@@ -132,6 +132,27 @@ def test_the_broker_never_waits_for_us(heard: Heard) -> None:
     heard.say("\n" + DENIED.format("saw"))
     heard.look()
     assert heard.counts["publish"] == 1
+
+
+def test_who_floods_with_long_lines_is_looked_at_more_often(heard: Heard) -> None:
+    """8 MB a second, for some seconds of a clock of ours: what is lost is lost before we know of it."""
+    line = DENIED.format("saw").replace("edge/plant", "x" * 900).encode()
+    wait_s, now_s, said, lost = host.LOOK_S, 0.0, 0, []
+    while now_s < 5.0:
+        for _ in range(round(8e6 * wait_s / len(line))):
+            try:
+                said += os.write(heard.theirs, line) // len(line)
+            except BlockingIOError:
+                lost.append(now_s)
+        now_s += wait_s
+        heard.look()
+        wait_s = host.next_look_s(wait_s, heard.fill)
+    assert heard.counts["publish"] == said
+    assert set(lost) == {0.0}
+    for _ in range(10):
+        heard.look()
+        wait_s = host.next_look_s(wait_s, heard.fill)
+    assert wait_s == host.LOOK_S
 
 
 def test_a_disk_that_is_full_hides_no_refusal(heard: Heard) -> None:
