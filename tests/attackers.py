@@ -181,9 +181,9 @@ class Flood:
             self.error = str(error)
 
     def _drain(self) -> None:
-        """PUBACKs, and whatever else comes."""
+        """PUBACKs, and whatever else comes, to the end of it."""
         with contextlib.suppress(OSError, ValueError):
-            while not self._over.is_set() and self._raw.sock.recv(65_536):
+            while self._raw.sock.recv(65_536):
                 pass
 
     @property
@@ -197,11 +197,14 @@ class Flood:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """What was sent is read: words of the broker that met a closed socket would make it lose what it has not read yet."""
         self._over.set()
-        with contextlib.suppress(OSError):
-            self._raw.sock.shutdown(socket.SHUT_RDWR)
-        for each in self._threads:  # before the socket is closed: its number may be another one's in a moment
+        sending, draining = self._threads
+        for each, how in ((sending, socket.SHUT_WR), (draining, socket.SHUT_RDWR)):
             each.join(35)
+            with contextlib.suppress(OSError):
+                self._raw.sock.shutdown(how)
+        draining.join(35)  # before the socket is closed: its number may be another one's in a moment
         self._raw.close()
 
 
