@@ -124,3 +124,35 @@ def _of_device(member: Member) -> Iterator[str]:
     yield f"topic deny {topics.ROOT}/#"
     yield f"topic readwrite {DEVICES}/{member.name}/#"
     yield f"topic readwrite {member.name}/#"
+
+
+class Rules:
+    """What the texts of both doors let be written, as mosquitto 2.0 judges it: a denial first, whatever stands before it."""
+
+    def __init__(self, members: str = "", people: str = "") -> None:
+        self._of = _sections(members)
+        self._patterns = self._of.pop("", [])
+        by_password = _sections(people)
+        self._people = set(by_password)
+        """No member has such a name in its certificate: a person's has a prefix there, and no gateway is called as a person."""
+        self._of |= by_password
+
+    def may_write(self, user: str, client_id: str, topic: str) -> bool:
+        rules = self._of.get(user, [])
+        if user not in self._people and not set("+#") & set(user + client_id):  # mosquitto takes no such name for a pattern
+            rules = [*rules, *((access, each.replace("%u", user)) for access, each in self._patterns)]
+        fit = {access for access, each in rules if topics.matches(topic, each)}
+        return "deny" not in fit and not fit.isdisjoint(("write", "readwrite"))
+
+
+def _sections(text: str) -> dict[str, list[tuple[str, str]]]:
+    """User ("": the patterns) -> access and topic of each line."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    user = ""
+    for kind, _, rest in (line.partition(" ") for line in text.splitlines()):
+        access, _, topic = rest.partition(" ")
+        if kind == "user":
+            user = rest
+        elif kind in ("topic", "pattern"):
+            found.setdefault("" if kind == "pattern" else user, []).append((access, topic))
+    return found

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from edge_runtime import references
 from edge_runtime.bus import listening, mosquitto
+from edge_runtime.bus.acl import Rules
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
 from edge_runtime.bus.refusals import Refusals
@@ -206,10 +207,12 @@ class BrokerHost:
         """Not synced: it is written again at every start. Raises BrokerError."""
         if self._dress is not None:
             state, who = self._state(), self._dress.identity
+            access = mosquitto.access(who)
             with self._on_disk():
-                for name, text in mosquitto.access(who).items():
+                for name, text in access.items():
                     (self._folder / name).touch(0o600)
                     (self._folder / name).write_text(text)
+            self._refusals.rules = Rules(access[mosquitto.ACL], access[mosquitto.NAMES_ACL])
             self._applied = state
 
     @contextlib.contextmanager

@@ -3,8 +3,8 @@
 Clients without a good certificate, with a wrong name or password, one too many, or that speak no MQTT; and each publish that the
 access rules do not allow. Those mosquitto names at its debug level alone, where it writes two lines for every message that
 passes, too. So it writes to a pipe, which is looked at many times a second: a file would wear the disk out, and grow while this
-process stands still. Who does not look in time hears less, and mosquitto does not wait for it. A will that is not allowed is
-dropped without any word.
+process stands still. Who does not look in time hears less, and mosquitto does not wait for it. A will that is not
+allowed it drops without a word when its client dies: we judge by its own rules what it says of a will when the client comes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import re
 from collections import Counter, deque
 from pathlib import Path
 from typing import NamedTuple
+
+from edge_runtime.bus.acl import Rules
 
 PIPE_BYTES = 2**20
 """Without being root a process may ask for no more. That is 8,000 lines."""
@@ -39,6 +41,7 @@ _BROKEN = re.compile(
     r"Client .* disconnected due to (?:malformed packet|protocol error)\."
     r"|Bad socket read/write on client .*: (?:Invalid function arguments provided\.|Malformed UTF-8)"  # a will for all topics
 )
+_COMES, _WILL = b"New client connected from ", b"Will message specified"
 _TOO_LARGE = b"Dropped too large PUBLISH from "
 _DENIED = b"Denied PUBLISH from "
 _WHERE = re.compile(r" \(d\d, q\d, r\d, m\d+, '")
@@ -48,9 +51,9 @@ USERS_MAX = 1_000
 """Whose names are known, by what they call themselves; beyond it they are learnt anew."""
 _PASSING = (b"Received ", b"Sending ", b"\t", b"Will message specified", b"No will message specified")
 """Of what goes as it should, at level debug."""
-CERTIFICATE, PASSWORD, FULL, PUBLISH, PACKET = "certificate", "password", "full", "publish", "packet"
+CERTIFICATE, PASSWORD, FULL, PUBLISH, PACKET, WILL = "certificate", "password", "full", "publish", "packet", "will"
 """What was missing or wrong; too many connections at the door for passwords; a topic that the sender may not write; what is no
-MQTT (a wildcard in the topic of a publish, too), or too large."""
+MQTT (a wildcard in the topic of a publish, too), or too large; a will on a topic that its client may not write."""
 
 
 class Told(NamedTuple):
@@ -76,8 +79,14 @@ class Refusals:
         self._told: Counter[str] = Counter()
         self._users: dict[str, str] = {}
         """What a client calls itself, and who it is by its certificate or password."""
+        self._came = ("", "")
+        """What the last one calls itself, and who it is; empty where its line was cut: then it has no topics of its own."""
+        self._before = b""
+        """The line before: that of a will has its topic in the next one."""
+        self.rules = Rules()
+        """Of the broker as it is now; whoever changes them says so here."""
         self.last_words: deque[str] = deque(maxlen=WORDS)
-        self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0, PUBLISH: 0, PACKET: 0})
+        self.counts = Counter({CERTIFICATE: 0, PASSWORD: 0, FULL: 0, PUBLISH: 0, PACKET: 0, WILL: 0})
         """In all of them."""
 
     def begin(self) -> int:
@@ -112,7 +121,13 @@ class Refusals:
             if said.startswith(_DENIED):
                 self.counts[PUBLISH] += 1
                 denied = line
+            elif said[:1] == b"\t" and self._before.startswith(_WILL):
+                if not self.rules.may_write(self._came[1], self._came[0], topic := said[1:].decode(errors="replace")):
+                    self.counts[WILL] += 1
+                    causes[WILL] = f"{self._came[1][:100] or 'a client with a long name'} may not leave a will at {topic[:200]}"
             elif not said.startswith(_PASSING):
+                if said.startswith(_COMES):
+                    self._came = ("", "")
                 kept.append(line.decode(errors="replace"))
                 reason, cause = self._judged(kept[-1].partition(": ")[2]) if len(line) < CUT_BYTES else ("", "")
                 if said.startswith(_TOO_LARGE):
@@ -120,6 +135,7 @@ class Refusals:
                 if reason:
                     self.counts[reason] += 1
                     causes[reason] = cause
+            self._before = said
         if denied:
             causes[PUBLISH] = self._who_and_where(denied)
         self._keep(kept)
@@ -159,6 +175,7 @@ class Refusals:
             if len(self._users) >= USERS_MAX:
                 self._users.clear()
             self._users[came[1]] = came[2]
+            self._came = (came[1], came[2])
             return "", ""
         if _REFUSED.match(said) and not _OF_A_CLIENT.fullmatch(said):
             return CERTIFICATE, said.rpartition("::")[2].removesuffix(".")

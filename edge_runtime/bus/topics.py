@@ -103,6 +103,17 @@ def parse(topic: str) -> tuple[str, str, tuple[str, ...]] | None:
     return parts[1], parts[3], tuple(parts[4:])
 
 
+def matches(topic: str, pattern: str) -> bool:
+    """MQTT 3.1.1, 4.7: `+` one level, `#` this level and all below; wildcards do not open a $-topic."""
+    if topic.startswith("$") and pattern[:1] in "+#":
+        return False
+    levels, wanted = topic.split("/"), pattern.split("/")
+    if wanted[-1] == "#":
+        wanted.pop()
+        levels = levels[: len(wanted)] if len(levels) >= len(wanted) else levels
+    return len(levels) == len(wanted) and all(want in ("+", level) for level, want in zip(levels, wanted, strict=True))
+
+
 def document() -> str:
     """The text of docs/topics.md."""
     lines = [

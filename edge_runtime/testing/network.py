@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from edge_runtime.bus import topics
 from edge_runtime.ports import Address
 from edge_runtime.testing.connection import FakeConnection, Stored
 from edge_runtime.testing.lan import Lan
@@ -26,16 +27,7 @@ MATCHES_MAX = 10_000
 """Answers that are remembered."""
 
 
-@functools.lru_cache(maxsize=MATCHES_MAX)
-def matches(topic: str, pattern: str) -> bool:
-    """MQTT 3.1.1, 4.7: `+` one level, `#` this level and all below; wildcards do not open a $-topic."""
-    if topic.startswith("$") and pattern[:1] in "+#":
-        return False
-    levels, wanted = topic.split("/"), pattern.split("/")
-    if wanted[-1] == "#":
-        wanted.pop()
-        levels = levels[: len(wanted)] if len(levels) >= len(wanted) else levels
-    return len(levels) == len(wanted) and all(want in ("+", level) for level, want in zip(levels, wanted, strict=True))
+matches = functools.lru_cache(maxsize=MATCHES_MAX)(topics.matches)
 
 
 @dataclass

@@ -48,11 +48,11 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "renewal": ("forged", "malformed", "disk", "moved"),
     "receipt": ("forged",),
     "broker": ("stranger",),
-    "client": ("certificate", "password", "full", "publish", "packet"),
+    "client": ("certificate", "password", "full", "publish", "packet", "will"),
 }
 """By what it was; all other reasons are OTHER. broker: a place that could not show that it is of our site. client: at the broker
-that we host, one without a certificate of the site or with a wrong password, one too many; a publish where it may not write;
-what is no MQTT, or too large."""
+that we host, one without a certificate of the site or with a wrong password, one too many; a publish or a will where it may not
+write; what is no MQTT, or too large."""
 DISK_STATES = ("ok", *(each.value for each in Trouble))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -13,12 +14,14 @@ import pytest
 from attackers import Flood, NoWayIn, Raw, credentials, packet, publish, text
 from gateways import until as waiting
 from test_broker_mtls import run
-from test_passwords import Doors, doors, member
+from test_passwords import SECRETS, Doors, doors, member
 from trusted import Site
 from waiting import until
 
-from edge_runtime.bus import host, mosquitto
+from edge_runtime.bus import host, mosquitto, topics
+from edge_runtime.bus.refusals import Refusals
 from edge_runtime.trust.identity import Identity
+from edge_runtime.trust.roster import certificate_name
 
 pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
@@ -134,3 +137,69 @@ def test_what_is_no_packet_for_a_broker_is_counted(tmp_path: Path) -> None:
             attacked.enter("x\n1700000000: Denied PUBLISH from vera")
 
     attack(tmp_path, scenario, packet=len(ways) + 4)
+
+
+def test_a_will_that_its_client_may_not_say_is_counted_when_it_comes(tmp_path: Path) -> None:
+    def scenario(attacked: Attacked) -> None:
+        for topic in (THEIRS, "$SYS/x", "$CONTROL/x", "x" * LONG, "edge/plant-1/gw/evil/load", "edge/plant-1/gw/evil/status"):
+            attacked.enter(will=topic).close()
+        attacked.enter("a client id with a #", will="edge/plant-1/gw/evil/load").close()
+        attacked.enter("x" * LONG, will=THEIRS).close()
+        for topic in ("edge/plant-1/gw/vera/load", "edge/plant-1/gw/person:vera/load", "edge/plant-1/gw/press/receipt/vera"):
+            Raw(attacked.people.port, credentials(attacked.evil.ca_file), will=topic, login=("vera", SECRETS["vera"])).close()
+        waiting(lambda: [each for each in attacked.causes() if "may not leave a will at " in each], "it is told")
+
+    attack(tmp_path, scenario, will=8)
+
+
+PLACES = ("press", "late", "cloud", "scale", "vera", "person:vera", "person:alice", "receiver:cloud", "device:scale")
+
+
+def test_where_one_may_write_we_judge_as_the_broker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a will that is allowed would count, or one that is not would go unseen. By each role, at each door."""
+    site = Site(tmp_path)
+    members = [site.member("press"), site.member("scale", "device"), site.member("cloud", "receiver")]
+    people = [member(site, name) for name in SECRETS]
+    site.roster(members[0])
+    members += [*people, site.member("late")]  # the broker does not know it yet
+    places = {re.sub(r"{[a-z]+}", name, f"edge/plant-1/{each}") for each, _, _ in topics.TOPICS for name in PLACES}
+    places |= {f"edge/plant-1/gw/{who}/{each}/{who}" for who in PLACES for each in ("receipt", "task", "cmd")}
+    places |= {f"edge/plant-1/gw/press/{each}/{who}" for who in PLACES for each in ("receipt", "task", "hello")}
+    places |= {f"{start}{who}/x/y" for start in ("device/", "", "/", "$", "edge/") for who in PLACES}
+    places |= {f"edge/plant-1/gw/person:vera/receipt/{each}" for each in PLACES} | {
+        "device",
+        "device/",
+        "scale",
+        "$SYS/x",
+        "edge/x",
+    }
+    heard = bytearray()
+    read = Refusals._read
+    monkeypatch.setattr(Refusals, "_read", lambda self: heard.extend(said := read(self)) or said)
+
+    def say(raw: Raw, user: str, client_id: str, two: Doors) -> None:
+        heard.clear()
+        with raw:
+            for each in sorted(places):
+                raw.publish(each, b"x")
+            raw.publish("nobody/may/write/this", b"x")
+        waiting(lambda: b"nobody/may/write/this" in heard, "all is heard")
+        denied = set(re.findall(r"Denied PUBLISH from .*? '([^']*)'", heard.decode()))
+        rules = two.broker._refusals.rules
+        assert {each for each in places if not rules.may_write(user, client_id, each)} == denied & places, user
+
+    def scenario(two: Doors) -> None:
+        for each in members:
+            for client_id in ("one", "with a +"):
+                raw = Raw(two.members.port, credentials(each.ca_file, each), client_id)
+                say(raw, certificate_name(each.name, each.subject.role), client_id, two)
+        for name, secret in SECRETS.items():
+            for client_id in ("one", "with a #"):
+                raw = Raw(two.people.port, credentials(members[0].ca_file), client_id, login=(name, secret))
+                say(raw, name, client_id, two)
+
+    async def main() -> None:
+        async with doors(tmp_path, members[0]) as two:
+            await asyncio.to_thread(scenario, two)
+
+    run(main)

@@ -125,7 +125,14 @@ def test_without_a_certificate_of_the_site_nobody_gets_in_and_each_one_is_counte
             assert "certificate required" in said["no certificate"]
             assert "is revoked" in said["revoked"]
             await until(lambda: broker.refused["certificate"] >= len(attempts))
-            assert broker.refused == {"certificate": len(attempts), "password": 0, "full": 0, "publish": 0, "packet": 0}
+            assert broker.refused == {
+                "certificate": len(attempts),
+                "password": 0,
+                "full": 0,
+                "publish": 0,
+                "packet": 0,
+                "will": 0,
+            }
             assert "broker_refused" in log.events()
 
     run(main)

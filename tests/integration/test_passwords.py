@@ -207,7 +207,7 @@ def test_who_has_not_the_password_is_refused_and_counted_and_no_door_takes_the_k
                 if sum(counts.values()) >= len(wrong) + 3:
                     break
                 await asyncio.sleep(0.02)
-            assert counts == {"certificate": 1, "password": len(wrong), "full": 0, "publish": 2, "packet": 0}
+            assert dict(counts) == {"certificate": 1, "password": len(wrong), "full": 0, "publish": 2, "packet": 0, "will": 0}
             assert ("broker_refused", "wrong user name or password") in [
                 (name, words.get("cause")) for name, words in two.log.lines
             ]
