@@ -99,7 +99,8 @@ class BrokerHost:
 
     async def start(self) -> Address:
         """Returns when it accepts MQTT connections. Raises BrokerError: neither program is there, the port is taken, ..."""
-        self._command = await self._choose()
+        with self._able():
+            self._command = await self._choose()
         if self._settings.mode == "auto":
             with self._on_disk():
                 (self._folder / "mosquitto.db").unlink(missing_ok=True)
@@ -254,7 +255,7 @@ class BrokerHost:
 
     async def _launch(self) -> None:
         """Raises BrokerError."""
-        try:
+        with self._able():
             for hosts, port in ((self._listen, self._address.port), self._people):
                 for each in hosts:
                     listening.check_free(each, port)
@@ -264,8 +265,14 @@ class BrokerHost:
                 if not self._set_aside():
                     raise
                 await self._attempt()
-        except OSError as error:  # no socket, no pipe, no process
-            cause = f"{self._program} cannot be started: {error.strerror}"
+
+    @contextlib.contextmanager
+    def _able(self) -> Iterator[None]:
+        """No socket, no pipe, no process is a state, too. Raises BrokerError."""
+        try:
+            yield
+        except OSError as error:
+            cause = f"{self._program or 'the broker'} cannot be started: {error.strerror}"
             raise BrokerError(cause, "too many open files, or no memory? It is tried again") from None
 
     async def _attempt(self) -> None:

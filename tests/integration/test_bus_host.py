@@ -221,6 +221,23 @@ def test_without_a_free_descriptor_it_is_tried_again(tmp_path: Path, monkeypatch
     run(main)
 
 
+def test_without_a_free_descriptor_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("mosquitto")
+
+    def none_left() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        one = broker_host(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pipe", none_left)
+            with pytest.raises(BrokerError, match="Too many open files"):
+                await one.start()
+        await one.stop()
+
+    run(main)
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
