@@ -1,7 +1,7 @@
 """Keeps the site's roster (runs): takes a newer one from whoever brings it, hands ours on where there is none or an older one.
 
     a roster on edge/{site}/roster --> signed by our authority? --> newer? --> on the disk --> in force, at once, everywhere
-                                        no: counted                 older: ours is said again
+                                        no: counted                 older: counted, ours is said again
 
 So a revocation reaches a site that has no internet with the first gateway, or person, that has it; or on a stick, for the file on
 the disk is looked at while we run: `edge-runtime join --roster` writes it beside us. The highest revision wins; two of the same
@@ -171,6 +171,7 @@ class Keeping:
             return
         self._heard = max(self._heard, found.revision)
         if found.revision < ours.revision:
+            self.refused["older"] += 1  # no news, so not logged: also who was away for long says one
             self._say_again()
         elif found.revision > ours.revision:
             taken = await self._take_newer(payload, topics.roster(self._link.site), ours, worker)

@@ -44,7 +44,7 @@ _SAID = ("unsigned", "forged", "role", "network", "no-site", "malformed")
 REFUSED: dict[str, tuple[str, ...]] = {
     "configuration": (*_SAID, "older"),
     "command": (*_SAID, "flood", "verb", "expiry", "expired", "repeated", "audit"),
-    "roster": ("forged", "conflict", "flood"),
+    "roster": ("forged", "conflict", "flood", "older"),
     "renewal": ("forged", "malformed", "disk", "moved"),
     "receipt": ("forged",),
     "broker": ("stranger",),

@@ -95,6 +95,10 @@ def heard(site: Plant, topic: str, seconds: float) -> list[tuple[str, bytes]]:
         return found
 
 
+def roster_refused(site: Plant, of: str, reason: str) -> float:
+    return site.counted(f'edge_runtime_refused_total{{what="roster",reason="{reason}"', of)
+
+
 def scores(site: Plant) -> list[float]:
     return [json.loads(body)["outputs"]["score"] for source, body in site.receiver.rows("source, body") if source == "anomaly"]
 
@@ -183,13 +187,16 @@ def test_documents_and_commands_of_others_are_not_taken(site: Plant) -> None:
 def test_a_roster_that_our_authority_has_not_signed_or_an_older_one_is_not_taken(site: Plant, tmp_path: Path) -> None:
     files = {name: site.site.gateways[name].data_dir / "identity" / "roster.json" for name in NAMES}
     before = {name: file.read_bytes() for name, file in files.items()}
+    counted = {(name, why): roster_refused(site, name, why) for name in NAMES for why in ("forged", "older")}
     other = Authority(tmp_path, site.name)
     for number in range(20):
         other.member(f"x{number}")
     with evil(site) as raw:
         for payload in (other.authority.roster(), site.first_roster, b"{}", b""):
             raw.publish(f"edge/{site.name}/roster", payload, retain=True)
-    time.sleep(2.0)
+    for (name, why), many in counted.items():
+        more = {"forged": 2, "older": 1}[why]
+        until(lambda n=name, w=why, m=many + more: roster_refused(site, n, w) >= m, f"{name} counts what is {why}")  # type: ignore[misc]
     assert {name: file.read_bytes() for name, file in files.items()} == before
 
 

@@ -89,6 +89,7 @@ def test_an_old_one_is_answered_with_ours(tmp_path: Path) -> None:
             await plant.settled()
             assert plant.kept == press.identity.signed_roster
         assert press.identity.roster.revision == 2
+        assert press.keeping.refused == {"older": 1}
 
     simulated(scenario, tmp_path)
 
