@@ -258,6 +258,13 @@ class Adapter(ABC):
         Raises Unusable for points that cannot be read like this."""
         return []
 
+    @classmethod
+    def needs(cls, options: Any) -> Mapping[str, str]:
+        """The outside modules that `open` imports with these options, and what to type where one is missing:
+        {"pymodbus": "pip install 'edge-runtime[modbus]'"}. Top-level names; `edge-runtime check` looks for them and imports none.
+        By default there are none."""
+        return {}
+
     @property
     def redelivers(self) -> bool:
         """True: what is not acknowledged is delivered again after a reconnect. Its samples go through the input journal

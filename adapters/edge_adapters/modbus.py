@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edge_adapters import modbus_plan
-from edge_adapters.modbus_link import Link, Refused, line_key
+from edge_adapters.modbus_link import INSTALL, Link, Refused, libraries, line_key
 from edge_adapters.modbus_plan import Block
 from edge_runtime.adapter import Adapter, Context, LinkLost, Sample, Unknown, Unusable, Value
 
@@ -49,6 +49,10 @@ class Modbus(Adapter):
     @classmethod
     def line(cls, device: str, options: modbus_plan.Options) -> str:
         return line_key(options)
+
+    @classmethod
+    def needs(cls, options: modbus_plan.Options) -> Mapping[str, str]:
+        return dict.fromkeys(libraries(options), INSTALL)
 
     @classmethod
     def describe(cls, options: modbus_plan.Options, points: Sequence[modbus_plan.Point]) -> list[dict[str, object]]:

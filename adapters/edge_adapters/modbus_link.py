@@ -250,6 +250,14 @@ class Link:
 _CONFUSED = "a faulty device, or two units with the same number on the line"
 
 
+INSTALL = "pip install 'edge-runtime[modbus]'"
+
+
+def libraries(options: Options) -> tuple[str, ...]:
+    """What `_client` imports."""
+    return ("pymodbus", "serial") if options.serial else ("pymodbus",)
+
+
 def _client(
     options: Options, on_bytes: Callable[[bool, bytes], bytes], on_connection: Callable[[bool], None]
 ) -> AsyncModbusTcpClient | AsyncModbusSerialClient:
@@ -260,9 +268,9 @@ def _client(
         if options.serial:
             import serial  # type: ignore[import-untyped]  # noqa: F401  # pymodbus fails late without it
     except ImportError as error:
-        raise Unusable(f"Modbus needs a library that is not installed: {error.name}", _INSTALL) from error
+        raise Unusable(f"Modbus needs a library that is not installed: {error.name}", INSTALL) from error
     if not pymodbus.__version__.startswith("3.16."):
-        raise Unusable(f"pymodbus {pymodbus.__version__} is installed, 3.16 is needed (each minor release changes it)", _INSTALL)
+        raise Unusable(f"pymodbus {pymodbus.__version__} is installed, 3.16 is needed (each minor release changes it)", INSTALL)
     logging.getLogger("pymodbus").addHandler(logging.NullHandler())  # else its remarks land on stderr
     if options.serial is None:
         return AsyncModbusTcpClient(
@@ -309,9 +317,6 @@ def _write_request(unit_id: int, order: Write) -> ModbusPDU:
         case 22:
             and_mask, or_mask = words
             return register_message.MaskWriteRegisterRequest(order.address, and_mask, or_mask, dev_id=unit_id)
-
-
-_INSTALL = "pip install 'edge-runtime[modbus]'"
 
 
 def _unreachable(options: Options, error: Exception) -> LinkLost:

@@ -14,10 +14,8 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
-import importlib.util
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_runtime import references
-from edge_runtime.bus import listening, mosquitto
+from edge_runtime.bus import listening, mosquitto, programs
 from edge_runtime.bus.acl import Rules
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
@@ -50,7 +48,6 @@ CROWDED, CALM = 1 / 8, 1 / 64
 """Of the pipe, found full at a look."""
 
 _PR_SET_PDEATHSIG = 1
-_PLACES = f"{os.defpath}:/usr/sbin:/usr/local/sbin"
 
 
 class _State(NamedTuple):
@@ -176,18 +173,16 @@ class BrokerHost:
         if self._dress is not None and self._settings.program == "iotcore":
             cause = "iotcore lets clients without a certificate in: it cannot serve a gateway that belongs to a site"
             raise BrokerError(cause, "apt-get install mosquitto, and broker.program: mosquitto or auto")
-        found = shutil.which("mosquitto") or shutil.which("mosquitto", path=_PLACES)
+        found = programs.mosquitto()
         if found and wanted != "iotcore":
             return await self._mosquitto(found)
-        if wanted != "mosquitto" and importlib.util.find_spec("iotcore"):
+        if wanted != "mosquitto" and programs.has_iotcore():
             self._program = f"iotcore {importlib.metadata.version('iotcore')} (nothing survives a kill -9)"
             if self._listen[0] not in listening.ANYWHERE:  # it has one listener only
                 self._listen = self._listen[:1]
                 self._address = Address(host=self._listen[0], port=self._address.port)
             return [sys.executable, "-m", __spec__.name, self._listen[0], str(self._address.port)]
-        hints = {"mosquitto": "apt-get install mosquitto", "iotcore": "pip install 'edge-runtime[broker]'"}
-        missing = list(hints) if wanted == "auto" else [wanted]
-        raise BrokerError(f"no broker to start: {' and '.join(missing)} not found", " or ".join(hints[each] for each in missing))
+        raise programs.missing(wanted)
 
     async def _mosquitto(self, found: str) -> list[str]:
         asked = await asyncio.create_subprocess_exec(found, "-h", stdout=asyncio.subprocess.PIPE)

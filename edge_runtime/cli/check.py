@@ -29,9 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: valid; 1: it is not."""
+    """0: valid, also with warnings; 1: it is not."""
     from edge_runtime import config, document
-    from edge_runtime.cli import terminal
+    from edge_runtime.cli import check_needs, terminal
     from edge_runtime.control.origin import said_by
     from edge_runtime.control.redaction import hushed
     from edge_runtime.sources.registry import Registry
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         text = config.text_of(args.file) if name != "<stdin>" else config.decoded(sys.stdin.buffer.read(), name)
         valid = config.load(text, registry, Path(name))
         folder = Path() if name == "<stdin>" else args.file.resolve().parent
-        plan = _try_out(valid, document.read(text, name), folder, registry)
+        lines = document.read(text, name)
+        plan = _try_out(valid, lines, folder, registry)
     except config.ConfigError as error:
         problems = hushed(error.problems, said_by(text), registry)
         if args.json:
@@ -53,10 +54,14 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join([*map(str, problems), f"{count} problem{'s' if count > 1 else ''}"]), file=sys.stderr)
         return 1
     plan = plan if args.plan else {}
+    warnings = check_needs.warnings(valid, lines, folder, registry)
     if args.json:
-        terminal.emit_json({"valid": True, "problems": [], "notices": _notices(valid, args.file), "plan": plan})
+        told = {"warnings": list(map(dataclasses.asdict, warnings)), "notices": _notices(valid, args.file), "plan": plan}
+        terminal.emit_json({"valid": True, "problems": [], **told})
     else:
         _show(valid, args.file)
+        for warning in warnings:
+            print(f"\nwarning: {warning}")
         for device, rows in plan.items():
             columns = tuple(dict.fromkeys(column for row in rows for column in row)) or ("nothing to plan",)
             terminal.table(columns, [[row.get(column) for column in columns] for row in rows], f"\nplan of {device}")
@@ -85,7 +90,10 @@ def _try_out(config: Config, lines: Document, folder: Path, registry: Registry) 
 
 
 def _check_models(config: Config, folder: Path, registry: Registry, note: Note) -> None:
-    from edge_runtime.inference import store
+    if not any(one.model for one in config.pipelines.values()) and not (config.mesh and config.mesh.offers):
+        return
+    from edge_runtime.inference import selection, store
+    from edge_runtime.inference.model import engines
     from edge_runtime.pipeline.fit import window_points
     from edge_runtime.ports import EdgeError
 
@@ -96,7 +104,9 @@ def _check_models(config: Config, folder: Path, registry: Registry, note: Note) 
         device = config.devices[pipeline.device]
         declared = [registry[device.adapter].Point.model_validate(point).name for point in device.points]
         try:
-            window_points(name, pipeline, declared, store.load(store.find(pipeline.model, folders)).manifest)
+            manifest = store.load(store.find(pipeline.model, folders)).manifest
+            window_points(name, pipeline, declared, manifest)
+            selection.able(manifest, selection.named(engines(), pipeline.engine), pipeline.accelerator)
         except EdgeError as error:
             note(("pipelines", name, "model"), error, pipeline.model)
     for number, model in enumerate(config.mesh.offers if config.mesh else ()):

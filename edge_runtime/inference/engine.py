@@ -7,6 +7,7 @@ Accelerators are named cpu, gpu, npu, edgetpu (gpu.1: the second one); each engi
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -120,12 +121,25 @@ class Engine(Protocol):
     """Of the artefacts that it can load: (".tflite",)."""
     accelerators: ClassVar[tuple[str, ...]]
     """That it could use if they were there."""
+    libraries: ClassVar[tuple[str, ...]]
+    """Top-level modules of which it needs one, the best first; none: it needs no library."""
+    install: ClassVar[str]
+    """What to type where they are missing."""
 
     def probe(self, accelerator: str) -> Probe: ...
 
     def load(self, artefact: Path, accelerator: str, threads: int = 1) -> Session:
         """Raises EngineError (unreadable file, unknown accelerator) or EngineMissing (library not installed)."""
         ...
+
+
+def not_installed(engine: Engine) -> EngineMissing:
+    return EngineMissing(f"engine {engine.name} is not installed", engine.install)
+
+
+def is_installed(engine: Engine) -> bool:
+    """As far as can be seen without importing it: an import takes long, and may fail all the same."""
+    return not engine.libraries or any(importlib.util.find_spec(name) for name in engine.libraries)
 
 
 def prove(engine: Engine, accelerator: str, version: str, executed_on: str) -> Probe:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edge_runtime.inference.engine import EngineError, EngineMissing, Probe, Session, Tensor, TensorSpec, prove
+from edge_runtime.inference.engine import EngineError, EngineMissing, Probe, Session, Tensor, TensorSpec, not_installed, prove
 
 ELEMENT_TYPES = {"f32", "f16", "f64", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "boolean"}
 """That numpy knows too."""
@@ -63,6 +63,8 @@ class OpenvinoEngine:
     name: ClassVar[str] = "openvino"
     suffixes: ClassVar[tuple[str, ...]] = (".xml", ".onnx", ".tflite")
     accelerators: ClassVar[tuple[str, ...]] = ("npu", "gpu", "cpu")
+    libraries: ClassVar[tuple[str, ...]] = ("openvino",)
+    install: ClassVar[str] = "pip install 'edge-runtime[openvino]'"
 
     def __init__(self) -> None:
         self._core: Any = None
@@ -117,7 +119,7 @@ class OpenvinoEngine:
         try:
             import openvino  # type: ignore[import-untyped,unused-ignore]
         except ModuleNotFoundError as error:
-            raise EngineMissing("engine openvino is not installed", "pip install 'edge-runtime[openvino]'") from error
+            raise not_installed(self) from error
         except (ImportError, OSError) as error:
             raise EngineMissing(f"openvino cannot be loaded: {error}", "reinstall it") from error
         if self._core is None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edge_runtime.inference.engine import EngineError, EngineMissing, Probe, Session, Tensor, TensorSpec, prove
+from edge_runtime.inference.engine import EngineError, EngineMissing, Probe, Session, Tensor, TensorSpec, not_installed, prove
 
 EDGETPU_LIBRARY = "libedgetpu.so.1"
 EDGETPU_OP = b"edgetpu-custom-op"
@@ -57,6 +57,8 @@ class TfliteEngine:
     name: ClassVar[str] = "tflite"
     suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
     accelerators: ClassVar[tuple[str, ...]] = ("edgetpu", "cpu")
+    libraries: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "tflite_runtime")
+    install: ClassVar[str] = "pip install 'edge-runtime[litert]'"
 
     def probe(self, accelerator: str) -> Probe:
         try:
@@ -105,7 +107,7 @@ def _library() -> tuple[Any, str]:
     try:
         from tflite_runtime import interpreter as tflite  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ModuleNotFoundError as error:
-        raise EngineMissing("engine tflite is not installed", "pip install 'edge-runtime[litert]'") from error
+        raise not_installed(TfliteEngine()) from error
     except (ImportError, OSError) as error:
         raise EngineMissing(f"tflite-runtime cannot be loaded: {error}", "reinstall it") from error
     version = importlib.metadata.version("tflite-runtime")
@@ -113,7 +115,7 @@ def _library() -> tuple[Any, str]:
     if int(np.__version__.split(".")[0]) >= 2:
         raise EngineMissing(
             f"tflite-runtime {version} does not work with numpy {np.__version__}",
-            "pip install 'numpy<2', or pip install 'edge-runtime[litert]'",
+            f"pip install 'numpy<2', or {TfliteEngine.install}",
         )
     return tflite, f"tflite-runtime {version}"
 

@@ -23,7 +23,7 @@ from edge_runtime.inference.engine import Engine, EngineError, EngineMissing
 from edge_runtime.inference.engine_openvino import OpenvinoEngine
 from edge_runtime.inference.engine_tflite import TfliteEngine
 from edge_runtime.inference.processing import Window
-from edge_runtime.inference.selection import candidates, chain, fastest
+from edge_runtime.inference.selection import candidates, chain, fastest, named, no_artefact
 from edge_runtime.inference.store import Stored
 from edge_runtime.inference.trial import Candidate, Prepared, Trial, attempt, prepare, untried
 from edge_runtime.ports import Clock, Worker
@@ -69,7 +69,7 @@ async def open_model(
     Raises EngineError: no such model, a wrong file, no engine that computes it here (each reason is in the message).
     """
     known = engines() if available is None else available
-    chosen = [one for one in known if engine in ("auto", one.name)]
+    chosen = named(known, engine)
     if not chosen:
         raise EngineError(f"unknown engine {engine!r}", f"auto, {', '.join(one.name for one in known)}")
     accelerators = chain(accelerator)
@@ -183,15 +183,13 @@ class Model:
 
     def _nothing_works(self, trials: Sequence[Trial]) -> EngineError:
         if not trials:
-            suffixes = ", ".join(sorted({suffix for engine in self._engines for suffix in engine.suffixes}))
-            there = ", ".join(artefact.file for artefact in self._stored.manifest.artefacts)
-            return EngineError(f"model {self.name} has no artefact for this engine ({suffixes}), only {there}")
+            return no_artefact(self._stored.manifest, self._engines)
         reasons = list(dict.fromkeys(f"{t.file} by {t.engine} on {t.accelerator}: {t.reason}" for t in trials))
         if all(trial.missing for trial in trials):
             hints = list(dict.fromkeys(trial.reason for trial in trials))
             if len(hints) == 1:
                 return EngineMissing(f"model {self.name}: {hints[0]}")
-            return EngineMissing(f"model {self.name}: no engine is installed", "pip install 'edge-runtime[litert]'")
+            return EngineMissing(f"model {self.name}: no engine is installed", self._engines[0].install)
         return EngineError(f"model {self.name}: nothing computes it here: {'; '.join(reasons)}")
 
     def close(self) -> None:

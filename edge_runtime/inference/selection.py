@@ -25,6 +25,26 @@ def chain(accelerator: str) -> tuple[str, ...]:
     return accelerator, *CHAIN[CHAIN.index(kind) + 1 :]
 
 
+def named(known: Sequence[Engine], engine: str) -> list[Engine]:
+    """Those that `engine` of a configuration means: auto, or one name."""
+    return [one for one in known if engine in ("auto", one.name)]
+
+
+def able(manifest: Manifest, engines: Sequence[Engine], accelerator: str) -> list[Engine]:
+    """Those that load one of its artefacts, installed or not. Raises EngineError: none does, on any machine."""
+    found = [one for one in engines if any(candidates(manifest, [one], each) for each in chain(accelerator))]
+    if not found:
+        raise no_artefact(manifest, engines)
+    return found
+
+
+def no_artefact(manifest: Manifest, engines: Sequence[Engine]) -> EngineError:
+    suffixes = ", ".join(sorted({suffix for engine in engines for suffix in engine.suffixes}))
+    there = ", ".join(artefact.file for artefact in manifest.artefacts)
+    cause = f"model {manifest.name} has no artefact for this engine ({suffixes}), only {there}"
+    return EngineError(cause, "`engine: auto` takes whichever engine can load it; else convert the model")
+
+
 def candidates(manifest: Manifest, engines: Sequence[Engine], accelerator: str) -> list[Candidate]:
     """In the manifest's order, engines in theirs. An artefact whose suffix or accelerator an engine does not know is none."""
     kind = accelerator.split(".")[0]

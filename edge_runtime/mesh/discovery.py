@@ -322,11 +322,15 @@ class _Wire:
         await self._zeroconf.async_close()
 
 
+def not_installed() -> EdgeError:
+    return EdgeError("`mesh` needs zeroconf", "pip install 'edge-runtime[mesh]', or mesh.discovery: off")
+
+
 def _check_installed() -> None:
     try:
         import zeroconf.asyncio  # noqa: F401  (now: the first import takes 0.1 s, too long for a running loop)
     except ImportError as error:
-        raise EdgeError("`mesh` needs zeroconf", "pip install 'edge-runtime[mesh]', or mesh.discovery: off") from error
+        raise not_installed() from error
 
 
 def _interfaces() -> list[Interface]:

@@ -32,6 +32,8 @@ class FaultyEngine:
     name: ClassVar[str] = "faulty"
     accelerators: ClassVar[tuple[str, ...]] = ("edgetpu", "npu", "gpu")
     suffixes: ClassVar[tuple[str, ...]] = (".tflite", ".xml", ".onnx")
+    libraries: ClassVar[tuple[str, ...]] = ()
+    install: ClassVar[str] = ""
 
     def __init__(self, inner: Engine, *accelerators: str) -> None:
         self.inner = inner

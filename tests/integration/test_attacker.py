@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import ssl
 import subprocess
 import time
@@ -20,7 +19,7 @@ from attackers import Flood, Knocking, NoWayIn, Raw, Trap, announced, credential
 from gateways import until
 from trusted import Site as Authority
 
-from edge_runtime.bus import control, host, mosquitto, presence
+from edge_runtime.bus import control, mosquitto, presence, programs
 from edge_runtime.bus.control import Reported
 from edge_runtime.bus.presence import Birth
 from edge_runtime.control.audit_check import entries
@@ -29,7 +28,7 @@ from edge_runtime.mesh.sealing import BIRTH, Sealing
 from edge_runtime.outbox.database import open_read_only
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
+    pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
     pytest.mark.slow,
     pytest.mark.timeout(180),
 ]

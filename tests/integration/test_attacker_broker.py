@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,12 +17,12 @@ from test_passwords import SECRETS, Doors, doors, member
 from trusted import Site
 from waiting import until
 
-from edge_runtime.bus import host, mosquitto, topics
+from edge_runtime.bus import host, mosquitto, programs, topics
 from edge_runtime.bus.refusals import Refusals
 from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.roster import certificate_name
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
 THEIRS = "edge/plant-1/gw/press/load"
 PER_S, SECONDS, TRIES = 5_000, 2.0, 3

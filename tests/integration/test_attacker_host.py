@@ -9,7 +9,6 @@ a gateway's own name, of another life than its own, does not drive it out of the
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from brokers import mosquitto
 from gateways import until
 from trusted import Site as Authority
 
-from edge_runtime.bus import frames, host, presence
+from edge_runtime.bus import frames, presence, programs
 from edge_runtime.bus.frames import Reply, Task, Verdict
 from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.mesh.sealing import BIRTH, TAG_BYTES, Sealing
@@ -32,7 +31,7 @@ from edge_runtime.ports import Endpoint
 from edge_runtime.records import Inference
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
+    pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
     pytest.mark.slow,
     pytest.mark.timeout(180),
 ]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from pathlib import Path
 
 import pytest
 from hosted import connected, hosted
 from trusted import Site
 
-from edge_runtime.bus import host, mosquitto
+from edge_runtime.bus import mosquitto, programs
 from edge_runtime.ports import BrokerError
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
 NAME = "plant-1"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
 import subprocess
 from dataclasses import replace
@@ -20,8 +19,7 @@ from gateways import until
 from onlooking import host, peer
 
 from edge_runtime.bus import control as messages
-from edge_runtime.bus import host as hosts
-from edge_runtime.bus import presence
+from edge_runtime.bus import presence, programs
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.control import LayerState, Reported
 from edge_runtime.bus.presence import Brokers
@@ -36,7 +34,7 @@ from edge_runtime.config import Config
 from edge_runtime.ports import Connection, Message
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("mosquitto", path=hosts._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
+    pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
     pytest.mark.slow,
 ]
 

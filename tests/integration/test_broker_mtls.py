@@ -20,7 +20,7 @@ from trusted import PASSPHRASE, Site
 from waiting import until
 
 from edge_runtime.board.system import SystemClock, SystemDice
-from edge_runtime.bus import host
+from edge_runtime.bus import host, programs
 from edge_runtime.bus.broker import PahoBus, PahoConnection
 from edge_runtime.bus.host import BrokerHost
 from edge_runtime.bus.member import Dress
@@ -33,7 +33,9 @@ from edge_runtime.mesh.probing import CONNECT_S_MAX, Probes
 from edge_runtime.ports import Address, Announcement, BrokerError, Endpoint, Message, Stranger, Will
 from edge_runtime.trust.identity import Identity
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(
+    shutil.which("mosquitto", path=programs.PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto"
+)
 
 BUS = PahoBus()
 NAME = "plant-1"

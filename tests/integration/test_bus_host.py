@@ -22,7 +22,7 @@ from campaigns import fill, small_disk
 from waiting import until
 
 from edge_runtime.board.system import SystemClock, SystemDice
-from edge_runtime.bus import host
+from edge_runtime.bus import host, programs
 from edge_runtime.bus import mosquitto as told
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.host import BrokerHost
@@ -64,7 +64,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 def needs(program: str) -> None:
     if program == "mosquitto":
-        if shutil.which("mosquitto", path=host._PLACES) is None:
+        if shutil.which("mosquitto", path=programs.PLACES) is None:
             pytest.skip("MISSING SYSTEM PACKAGE: mosquitto")
     else:
         pytest.importorskip("iotcore", reason="MISSING PACKAGE: iotcore")
@@ -276,9 +276,9 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 def test_neither_program_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(host, "_PLACES", str(tmp_path))
+    monkeypatch.setattr(programs, "PLACES", str(tmp_path))
     monkeypatch.setitem(sys.modules, "iotcore", None)
-    monkeypatch.setattr(host.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda _name: None)
 
     async def main() -> None:
         for program, says in (("auto", "mosquitto and iotcore"), ("mosquitto", "mosquitto not"), ("iotcore", "iotcore not")):

@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import itertools
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import structlog
 from brokers import free_port
 
 from edge_runtime.board.system import SystemClock, SystemDice
-from edge_runtime.bus import host
+from edge_runtime.bus import programs
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.host import BrokerHost
 from edge_runtime.config import Broker
@@ -51,7 +50,7 @@ class RealHosts(HostSuite):
         asyncio.run(asyncio.wait_for(scenario(Hosts(self.folder, self.program)), 30))
 
 
-@pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+@pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 class TestMosquitto(RealHosts):
     program = "mosquitto"
 

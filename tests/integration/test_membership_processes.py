@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from pathlib import Path
 import pytest
 from brokers import free_port
 
-from edge_runtime.bus import host
+from edge_runtime.bus import programs
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
 TESTS = Path(__file__).parents[1]
 FAR_TOO_LONG_S = 20.0

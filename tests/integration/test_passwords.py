@@ -24,7 +24,7 @@ from test_site_people import settings
 from trusted import PASSPHRASE, Site
 
 from edge_runtime.board.system import SystemClock, SystemDice
-from edge_runtime.bus import host, mosquitto
+from edge_runtime.bus import mosquitto, programs
 from edge_runtime.bus.host import BrokerHost
 from edge_runtime.cli import identity as identities
 from edge_runtime.cli.site.opening import ENVIRONMENT
@@ -35,7 +35,7 @@ from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.roster import Role
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
+    pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto"),
     pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="MISSING SYSTEM PACKAGE: mosquitto-clients"),
 ]
 

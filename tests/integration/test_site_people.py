@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -21,7 +20,7 @@ from test_site_receipts import NAME
 from trusted import PASSPHRASE, Site
 
 from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker
-from edge_runtime.bus import host, presence, topics
+from edge_runtime.bus import presence, programs, topics
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
 from edge_runtime.bus.presence import Birth, Load
@@ -39,7 +38,7 @@ from edge_runtime.testing.executor import FakeExecutor
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
 YEAR_S = 365 * 86_400
 

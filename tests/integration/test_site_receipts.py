@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from onlooking import edge_runtime, play
 from receivers import ReceiverProcess, records
 from trusted import Site
 
-from edge_runtime.bus import host, messages, topics
+from edge_runtime.bus import messages, programs, topics
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.local import LocalBus
 from edge_runtime.bus.member import Dress
@@ -26,7 +25,7 @@ from edge_runtime.ports import Address, BrokerError, SinkError, Stranger
 from edge_runtime.records import Lane
 from edge_runtime.trust.identity import Identity
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
 NAME = "plant-1"
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import threading
@@ -29,7 +28,7 @@ from receivers import ReceiverProcess, receiver
 from trusted import PASSPHRASE, Site
 
 from edge_runtime.board.system import SystemClock
-from edge_runtime.bus import host
+from edge_runtime.bus import programs
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
 from edge_runtime.cli.site.opening import ENVIRONMENT
@@ -37,7 +36,7 @@ from edge_runtime.ports import Address
 from edge_runtime.records import Stamp
 from edge_runtime.trust.identity import Identity
 
-pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path=host._PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
+pytestmark = pytest.mark.skipif(programs.mosquitto() is None, reason="MISSING SYSTEM PACKAGE: mosquitto")
 
 NAME = "plant"
 LIFE_DAYS = 730
