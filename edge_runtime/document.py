@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from edge_runtime import wording
 from edge_runtime.ports import EdgeError
 
 SIZE_BYTES_MAX = 2**20
@@ -309,14 +310,19 @@ def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, i
         description = closest(value, re.findall(r"'([^']*)'", allowed), "") or description
     elif kind == "string_type" and isinstance(value, int | float):
         description = f'put quotes around it: "{json.dumps(value)}"'
-    elif kind in ("int_type", "float_type") and isinstance(value, str) and not isinstance(_scalar(value), str):
-        description = f"leave the quotes out: {value}"
-    elif kind == "model_type" and value is None:
-        description = "leave the key out to have the defaults"
+    elif kind in ("int_type", "float_type") and isinstance(value, str):
+        plain = not isinstance(_scalar(value), str)
+        written = f"leave the quotes out: {value}" if plain else wording.as_number(str(path[-1]), value)
+        description = written or description
+    elif kind in ("list_type", "tuple_type") and isinstance(path[-1], str):
+        description = wording.as_list(path[-1], value)
+    elif kind in ("model_type", "dict_type") and path:
+        written = wording.as_mapping(str(path[-1]), value, of_names=kind == "dict_type")
+        description = written or _with_example(description, path, about)
     elif kind == "union_tag_not_found":
         description = "give `type`"
     message = item["msg"] if kind != "union_tag_invalid" else f"should be {' or '.join(item['ctx']['expected_tags'].split(', '))}"
-    return document.problem(path, _message(message), value=value, hint=description)
+    return document.problem(path, wording.message(message), value=value, hint=description)
 
 
 def _with_example(description: str, path: Path, about: FieldInfo | None) -> str:
@@ -325,38 +331,15 @@ def _with_example(description: str, path: Path, about: FieldInfo | None) -> str:
     return f"{description}; for instance `{path[-1]}: {json.dumps(about.examples[0], ensure_ascii=False)}`"
 
 
-def _message(text: str) -> str:
-    """Pydantic's words in those of a configuration file."""
-    for theirs, ours in _PHRASES:
-        text = text.replace(theirs, ours)
-    return text[:1].lower() + text[1:]
-
-
-_PHRASES = (
-    ("Value error, ", ""),
-    ("List should have at least 1 item after validation, not 0", "must not be empty"),
-    ("Tuple should have at least 1 item after validation, not 0", "must not be empty"),
-    ("Dictionary should have at least 1 item after validation, not 0", "must not be empty"),
-    ("Unable to extract tag using discriminator 'type'", "has no type"),
-    ("String should match pattern", "should match the pattern"),
-    ("Input should be ", "should be "),
-    ("a valid dictionary", "a mapping (key: value)"),
-    ("an object", "a mapping (key: value)"),
-    ("a valid array", "a list"),
-    ("a valid string", "a text"),
-    ("a valid integer", "a whole number"),
-    ("a valid number", "a number"),
-    ("a valid boolean", "true or false"),
-)
-
-
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     """A hint: "did you mean `address`?" (all that are equally near, up to three), or all that is known after the words
     `otherwise` (nothing if they are empty)."""
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    names = list(dict.fromkeys(known))
+    as_written = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(word.lower(), as_written, n=3, cutoff=0.6)
     if near:
-        likeness = [difflib.SequenceMatcher(None, name, word).ratio() for name in near]
+        likeness = [difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in near]
+        near = [as_written[name] for name in near]
         nearest = [f"`{name}`" for name, like in zip(near, likeness, strict=True) if like == likeness[0]]
         return f"{NEAR} {' or '.join(sorted(nearest))}?"
     return f"{otherwise} {', '.join(names)}" if otherwise and names else ""

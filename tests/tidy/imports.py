@@ -41,6 +41,7 @@ LEVELS: dict[str, int] = {
     "ports": 1,
     "address": 2,
     "document": 2,
+    "wording": 1,
     "saying": 2,
     "trail": 1,
     "references": 3,

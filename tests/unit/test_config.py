@@ -126,13 +126,13 @@ pipelines:
     rules: [{name: hot, output: temp.max, above: 1, b: 1}]  #! ~: needs a window; ~[0].b: unknown key
   long:
     device: press
-    accelerator: tpu                      #! ~: should match
+    accelerator: tpu                      #! ~: has not the right form
     window: {count: 51, gap_s_max: 0}     #! ~.count: is more than half; ~.gap_s_max: should be greater
 sinks:
   site: {type: mqtt, url: "http://plc", lanes: [evnt]}  #! ~.url: http://plc: http:// is not; ~.lanes[0]: should be 'gap'
   plant: {type: mqtt, receiver: a/b}      #! ~.url: is missing; ~.receiver: is no name
   cloud: {type: http, url: "https://x"}   #! ~.type: should be 'mqtt' or 'https'
-  other: {type: https, url: "ftp://x", recever: y}  #! ~.url: should match; ~.recever: unknown key
+  other: {type: https, url: "ftp://x", recever: y}  #! ~.url: has not the right; ~.recever: unknown key
 log: {level: loud}                        #! ~.level: should be 'debug'
 """
 """What is wrong stands behind its line: the path, and how the message begins. ~ is the path of the first thing in the line."""
@@ -230,8 +230,60 @@ def test_every_problem_at_once() -> None:
         ("scale: 0.1", "scale: 0.0", 9, "devices.press.points[0]", "scale 0: whatever the device says, the value would be", ""),
         ("count: 64", "count: 6.5", 15, "pipelines.hot.window.count", "should be a whole number", ""),
         ("count: 64", "count: '64'", 15, "pipelines.hot.window.count", "should be a whole number", "leave the quotes out: 64"),
+        (
+            "count: 64",
+            "count: 64s",
+            15,
+            "pipelines.hot.window.count",
+            "should be a whole number",
+            "a number alone, without a unit",
+        ),
+        (
+            "count: 64, step: 16",
+            "length_s: 5s",
+            15,
+            "pipelines.hot.window.length_s",
+            "should be a number",
+            "a number alone, in seconds",
+        ),
+        (
+            "count: 64, step: 16",
+            'length_s: "0,5"',
+            15,
+            "pipelines.hot.window.length_s",
+            "should be a number",
+            "with a point in the place of the comma: `length_s: 0.5`",
+        ),
+        (
+            "{count: 64, step: 16}",
+            "64",
+            15,
+            "pipelines.hot.window",
+            "should be a mapping",
+            'Which samples make a window; without it every sample is forwarded; for instance `window: {"count": 64}`',
+        ),
+        ("{count: 64, step: 16}", "[64]", 15, "pipelines.hot.window", "should be a mapping", "Which samples make a window"),
+        ("scale: 0.1", "sentinels: 9", 9, "devices.press.points[0].sentinels", "should be a list", "put brackets around it"),
+        (
+            "scale: 0.1",
+            "sentinels: {a: 9}",
+            9,
+            "devices.press.points[0].sentinels",
+            "should be a list",
+            "each item of `sentinels` begins",
+        ),
+        ("scale: 0.1", "sentinels: ", 9, "devices.press.points[0].sentinels", "should be a list", "leave the key out"),
+        ("type: https", "type: HTTPS", 20, "sinks.cloud.type", "should be 'mqtt' or 'https'", "did you mean `https`?"),
         ("site: plant", "site: 12", 1, "site", "should be a text", 'put quotes around it: "12"'),
         ("  press:", '  "pr ess":', 5, 'devices["pr ess"]', "is no name", "letters, digits, - and _"),
+        (
+            "options: {host: plc.example}",
+            "options: [a]",
+            7,
+            "devices.press.options",
+            "should be a mapping",
+            "no list: in `options`",
+        ),
         ("options: {host: plc.example}", "options: plc", 7, "devices.press.options", "should be a mapping", ""),
         ("broker: {mode: hosted}", "broker:", 3, "broker", "should be a mapping", "leave the key out"),
         ("type: https", "type: htps", 20, "sinks.cloud.type", "should be 'mqtt' or 'https'", "did you mean `https`?"),
@@ -246,7 +298,7 @@ def test_every_problem_at_once() -> None:
             "ftp://cloud",
             20,
             "sinks.cloud.url",
-            "should match the pattern '^https?://.+$'",
+            "has not the right form",
             "https://host[:port]",
         ),
         ("url: local", "url: http://plc", 19, "sinks.site.url", "http://plc: http:// is not spoken here", "mqtt://[user"),

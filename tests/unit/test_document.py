@@ -114,11 +114,16 @@ def test_paths_as_people_write_them() -> None:
     [
         ("float", "did you mean `float32` or `float64`?"),
         ("floot32", "did you mean `float32`?"),
+        ("FLOAT32", "did you mean `float32`?"),
         ("text", "known are float32, float64, uint16"),
     ],
 )
 def test_all_that_are_equally_near_are_hinted_at(word: str, hint: str) -> None:
     assert document.closest(word, ["float32", "float64", "uint16"], "known are") == hint
+
+
+def test_one_name_is_hinted_at_once() -> None:
+    assert document.closest("temprature", ["temperature", "temperature"], "") == "did you mean `temperature`?"
 
 
 def test_a_text_is_told_from_a_number() -> None:
