@@ -111,7 +111,7 @@ class Device(Section):
     adapter: str = Field(description="Name of the adapter: see `edge-runtime adapters`")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter: see `edge-runtime adapters NAME`")
     points: list[dict[str, Any]] = Field(min_length=1, description="The declared values: see `edge-runtime adapters NAME`")
-    period_s: Seconds = Field(1.0, ge=1e-6, description="Polled adapters: how often to read (absolute deadlines, no drift)")
+    period_s: Seconds = Field(crosschecks.PERIOD_S, ge=1e-6, description="Polled adapters: how often to read (a grid, no drift)")
     timeout_s: Seconds = Field(1.0, description="A read or connect that takes longer is given up")
     backoff_s_max: Seconds = Field(30.0, description="Longest wait between two attempts to reach a device that is gone")
 

@@ -21,6 +21,9 @@ from edge_runtime.ports import EdgeError
 JOURNAL_ROWS = 100_000
 """What `outbox.journal_rows_max` is where it is not set."""
 
+PERIOD_S = 1.0
+"""What `period_s` of a device is where it is not set."""
+
 OVERLAP_MAX = 10_000
 """Windows that one sample may be in. After a silence they all are completed by one sample, and while they are made nothing else
 runs: a `step_s` of microseconds would stand the gateway still."""
@@ -40,17 +43,11 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
         found += _window(doc, ("pipelines", name))
         found += _texts(doc, ("pipelines", name), schemas)
         found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
-    return (
-        found
-        + list(_connected(doc))
-        + list(_sessions(doc, schemas))
-        + list(_brokers(doc))
-        + list(_hosted(doc))
-        + list(_passwords(doc))
-        + list(_signatures(doc))
-        + list(_mesh(doc))
-        + list(_metrics(doc))
-    )
+        found += _polled(doc, ("pipelines", name), schemas)
+    found += _sessions(doc, schemas)
+    for check in (_connected, _brokers, _hosted, _passwords, _signatures, _mesh, _metrics):
+        found += check(doc)
+    return found
 
 
 def _connected(doc: Document) -> Iterator[Problem]:
@@ -155,6 +152,16 @@ def _window(doc: Document, pipeline: Path) -> Iterator[Problem]:
     if 0 < apart * OVERLAP_MAX < whole < math.inf:
         hint = f"at least {whole / OVERLAP_MAX:g}: that is {OVERLAP_MAX} windows that overlap"
         yield doc.problem((*here, "step_s"), "is too small for length_s", value=apart, hint=hint)
+
+
+def _polled(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
+    """The samples of a polled device are `period_s` apart: if that is a gap already, no window of several is ever full."""
+    device = _mapping(_mapping(doc.at(("devices",))).get(str(doc.at((*here, "device")))))
+    schema, period = _schema(schemas, device.get("adapter")), _number(device.get("period_s", PERIOD_S))
+    gap, count = (_number(doc.at((*here, "window", key))) for key in ("gap_s_max", "count"))
+    if schema is not None and schema.mode == "polled" and 0 < gap < period and count != 1:
+        hint = f"more than {period:g}, the period_s of the device: each sample would end the window before it"
+        yield doc.problem((*here, "window", "gap_s_max"), "is less than from one sample to the next", value=gap, hint=hint)
 
 
 def _texts(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:

@@ -460,6 +460,36 @@ def test_two_devices_in_one_session_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("period", "window", "refused"),
+    [
+        ("", "{count: 64, gap_s_max: 0.5}", True),
+        ("", "{length_s: 60, gap_s_max: 0.5}", True),
+        ("", "{count: 1, gap_s_max: 0.5}", False),
+        ("", "{count: 64, gap_s_max: 1}", False),
+        ("period_s: 0.1", "{count: 64, gap_s_max: 0.5}", False),
+        ("period_s: 60", "{count: 64, gap_s_max: 5}", True),
+    ],
+)
+def test_a_period_that_is_a_gap_already_is_refused(period: str, window: str, refused: bool) -> None:
+    """Every window was discarded, there was never a result."""
+    text = GOOD.replace("{count: 64, step: 16}", window).replace("adapter: meter", f"adapter: meter\n    {period}")
+    if not refused:
+        config.load(text, SCHEMAS)
+        return
+    [(path, (_, message, hint))] = _problems(text).items()
+    assert (path, message) == ("pipelines.hot.window.gap_s_max", "is less than from one sample to the next")
+    assert "the period_s of the device" in hint
+
+
+def test_a_pushed_device_has_no_period() -> None:
+    class Pushed(Meter):
+        mode = "pushed"
+
+    text = GOOD.replace("{count: 64, step: 16}", "{count: 64, gap_s_max: 0.5}")
+    config.load(text, {"meter": Pushed})
+
+
+@pytest.mark.parametrize(
     ("topics", "path", "message"),
     [
         ("[]", "topics", "must not be empty"),
