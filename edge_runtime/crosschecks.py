@@ -115,7 +115,8 @@ def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
             yield doc.problem((*here, "points", number), f"is no point of {device}", value=point, hint=hint)
         elif point in wanted[:number]:
             yield doc.problem((*here, "points", number), "stands here twice", value=point, hint="remove one of them")
-    points = [point for point in wanted if isinstance(point, str)] or declared
+    chosen = [point for point in wanted if isinstance(point, str)]
+    points = chosen if chosen and (not known or set(chosen) <= set(declared)) else declared
     if points and doc.at((*here, "model")) is None:
         yield from _statistics(doc, here, points)
 

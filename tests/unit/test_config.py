@@ -489,6 +489,14 @@ def test_a_pushed_device_has_no_period() -> None:
     config.load(text, {"meter": Pushed})
 
 
+def test_a_point_that_is_no_point_makes_no_outputs() -> None:
+    """The rule was told to watch an output of the misspelled point."""
+    found = _problems(GOOD.replace("points: [force, temp]", "points: [force, tmp]").replace("temp.max", "temp.maximum"))
+    assert found["pipelines.hot.points[1]"][2] == "did you mean `temp`?"
+    assert found["pipelines.hot.rules[0].output"][2] == "did you mean `temp.max`?"
+    assert list(_problems(GOOD.replace("points: [force, temp]", "points: [force, tmp]"))) == ["pipelines.hot.points[1]"]
+
+
 @pytest.mark.parametrize(
     ("topics", "path", "message"),
     [
