@@ -65,6 +65,10 @@ class Options(adapter.Options):
         given = self.model_fields_set
         if (self.host is None) == (self.serial is None):
             raise ValueError("give either `host` (Modbus TCP) or `serial` (Modbus RTU)")
+        if self.host and ("/" in self.host or self.host.count(":") == 1):  # an IPv6 address has more of them
+            raise ValueError(
+                "`host` is a name or an address alone: no `tcp://` before it, and what is behind a `:` goes into `port`"
+            )
         wrong = sorted(given & ({"port"} if self.serial else {"baudrate", "parity", "stopbits", "quiet_s"}))
         if wrong:
             raise ValueError(f"`{wrong[0]}` does not belong to Modbus {'RTU' if self.serial else 'TCP'}")

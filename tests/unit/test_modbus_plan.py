@@ -133,6 +133,8 @@ def test_a_wrong_point_is_told_in_words(more: dict[str, Any], message: str) -> N
     ("more", "message"),
     [
         ({"host": None}, "give either `host`"),
+        ({"host": "10.0.0.5:502"}, "goes into `port`"),
+        ({"host": "tcp://10.0.0.5"}, "no `tcp://` before it"),
         ({"serial": "/dev/ttyUSB0"}, "give either `host`"),
         ({"baudrate": 9600}, "`baudrate` does not belong to Modbus TCP"),
         ({"host": None, "serial": "/dev/ttyUSB0", "port": 502}, "`port` does not belong to Modbus RTU"),
@@ -229,3 +231,8 @@ def test_devices_share_a_line_by_host_and_port_or_by_serial_port() -> None:
     assert Modbus.line("a", serial) == Modbus.line("b", options(host=None, serial="/dev/ttyUSB0", unit_id=2))
     assert Modbus.line("a", options(port=5020)) == Modbus.line("b", options(port=5020, unit_id=2))
     assert len({Modbus.line("a", each) for each in (serial, options(), options(port=5020), options(host="other"))}) == 4
+
+
+@pytest.mark.parametrize("host", ["10.0.0.5", "plc.example", "fe80::1%eth0", "::1"])
+def test_a_host_is_a_name_or_an_address(host: str) -> None:
+    assert Options(host=host).host == host
