@@ -127,7 +127,8 @@ def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Proble
     for number, rule in enumerate(_list(doc.at((*here, "rules")))):
         output = _mapping(rule).get("output")
         if isinstance(output, str) and output not in known:
-            hint = closest(output, known, "without a model the outputs are")
+            of_it = [one for one in known if one.startswith(f"{output}.")]  # the point alone
+            hint = closest(output, of_it or known, "without a model the outputs are")
             yield doc.problem((*here, "rules", number, "output"), "is no output of this pipeline", value=output, hint=hint)
 
 

@@ -317,6 +317,8 @@ def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, i
     elif kind in ("list_type", "tuple_type") and isinstance(path[-1], str):
         description = wording.as_list(path[-1], value)
     elif kind in ("model_type", "dict_type") and path:
+        if kind == "model_type" and not (about and about.examples):
+            description = f"{description}; its keys are {', '.join(_fields(model, path[len(at) :], value))}".lstrip("; ")
         written = wording.as_mapping(str(path[-1]), value, of_names=kind == "dict_type")
         description = written or _with_example(description, path, about)
     elif kind == "union_tag_not_found":
