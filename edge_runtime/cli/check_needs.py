@@ -30,7 +30,7 @@ def _adapters(config: Config, registry: Registry) -> Iterator[Need]:
     for name, device in config.devices.items():
         schema = registry[device.adapter]
         for module, install in schema.needs(schema.Options.model_validate(device.options)).items():
-            if find_spec(module) is None:
+            if find_spec(module.partition(".")[0]) is None:  # of a submodule it would import the parent
                 error = EdgeError(f"adapter {device.adapter} needs {module}, which is not installed here", install)
                 yield ("devices", name, "adapter"), error, device.adapter
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from test_engine_model import edit
 
+from edge_adapters.modbus import Modbus
 from edge_runtime.bus import programs
 from edge_runtime.cli import main
 from edge_runtime.inference import engine, store
@@ -67,6 +68,19 @@ def test_a_serial_line_needs_one_more(check: Any) -> None:
     [warning] = check(TEXT.replace("options: {host: 127.0.0.2}", SERIAL), "serial")
     assert (warning["line"], warning["path"]) == (6, "devices.other.adapter")
     assert "needs serial" in warning["message"]
+
+
+def test_an_adapter_that_names_nothing_gets_no_warning(check: Any) -> None:
+    text = "site: s\ngateway: g\ndevices: {r: {adapter: replay, options: {file: a.csv}, points: [{name: a, column: a}]}}\n"
+    assert check(text, "pymodbus", *TFLITE, "openvino", "zeroconf", "iotcore") == []
+
+
+def test_a_submodule_imports_no_parent(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {"not_there.at_all": "pip install not-there", "wave.nothing": ""}
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    monkeypatch.setattr(Modbus, "needs", classmethod(lambda _cls, _options: needs))
+    [warning] = check(TEXT)
+    assert (warning["hint"], "wave" in sys.modules) == ("pip install not-there", False)
 
 
 @pytest.mark.parametrize(
