@@ -47,8 +47,9 @@ _DENIED = b"Denied PUBLISH from "
 _WHERE = re.compile(r" \(d\d, q\d, r\d, m\d+, '")
 """Between who and where. Clients choose both words, and may put this into them, too."""
 _CAME = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+, u'(.*)'\)\.")
+_WENT = re.compile(r"Client (.*) (?:disconnected|closed its connection|has exceeded timeout, disconnecting)\.")
 USERS_MAX = 1_000
-"""Whose names are known, by what they call themselves; beyond it they are learnt anew."""
+"""Whose names are known, by what they call themselves, while they are connected; beyond it they are learnt anew."""
 _PASSING = (b"Received ", b"Sending ", b"\t", b"Will message specified", b"No will message specified")
 """Of what goes as it should, at level debug."""
 CERTIFICATE, PASSWORD, FULL, PUBLISH, PACKET, WILL = "certificate", "password", "full", "publish", "packet", "will"
@@ -79,6 +80,8 @@ class Refusals:
         self._told: Counter[str] = Counter()
         self._users: dict[str, str] = {}
         """What a client calls itself, and who it is by its certificate or password."""
+        self._gone: set[str] = set()
+        """Of them: after this look."""
         self._came = ("", "")
         """What the last one calls itself, and who it is; empty where its line was cut: then it has no topics of its own."""
         self._before = b""
@@ -138,6 +141,8 @@ class Refusals:
             self._before = said
         if denied:
             causes[PUBLISH] = self._who_and_where(denied)
+        while self._gone:
+            self._users.pop(self._gone.pop(), None)
         self._keep(kept)
         twice = [each for each in causes if self.counts[each] >= 2 * self._told[each]]
         self._told |= Counter({each: self.counts[each] for each in twice})
@@ -176,6 +181,10 @@ class Refusals:
                 self._users.clear()
             self._users[came[1]] = came[2]
             self._came = (came[1], came[2])
+            self._gone.discard(came[1])
+            return "", ""
+        if went := _WENT.fullmatch(said):
+            self._gone.add(went[1])
             return "", ""
         if _REFUSED.match(said) and not _OF_A_CLIENT.fullmatch(said):
             return CERTIFICATE, said.rpartition("::")[2].removesuffix(".")

@@ -94,6 +94,27 @@ def test_nobody_is_blamed_whose_name_another_one_says(heard: Heard, monkeypatch:
     assert [each.cause[:37] for each in heard.look()] == ["somebody unknown may not write there:"]
 
 
+@pytest.mark.parametrize("end", ["disconnected.", "closed its connection.", "has exceeded timeout, disconnecting."])
+def test_who_stays_is_known_however_many_come_and_go(heard: Heard, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """A probe, or mosquitto_pub in a script, calls itself something else each time."""
+    monkeypatch.setattr(refusals, "USERS_MAX", 10)
+    heard.say(CAME.format("gw-1", "saw"))
+    for number in range(100):
+        heard.say(CAME.format(f"c{number}", "saw") + f"1700000000: Client c{number} {end}\n")
+        heard.look()
+    heard.say(DENIED.format("gw-1"))
+    assert [each.cause for each in heard.look()] == ["saw may not write edge/plant/gw/press/load"]
+
+
+def test_who_has_gone_and_come_again_by_the_next_look_is_known(heard: Heard) -> None:
+    gone = "1700000000: Client gw-1 disconnected.\n"
+    for now in (CAME.format("gw-1", "saw") + DENIED.format("gw-1") + gone, CAME.format("gw-1", "saw") + gone):
+        heard.say(now + CAME.format("gw-1", "saw"))
+        heard.look()
+    heard.say(DENIED.format("gw-1") + gone)
+    assert [each.cause for each in heard.look()] == ["saw may not write edge/plant/gw/press/load"]
+
+
 def test_a_line_that_was_cut_blames_nobody(heard: Heard) -> None:
     """What stands at its end is the client's: it may call itself so that there stands another user, or another topic."""
 
