@@ -42,6 +42,8 @@ STEADY_S = 60.0
 LOOK_S = 0.05
 """How often the roster, our certificate and what mosquitto says are looked at: in a flood it says 10,000 lines a second, of up to
 1,000 bytes where topics or names are long, and the pipe holds 1 MiB."""
+SELDOM_S = 0.25
+"""Without a site: nobody is refused. (Twenty looks a second take half a percent of a core.)"""
 CROWDED_LOOK_S = 0.01
 """While it fills: then we may stand still for a tenth of a second, and miss nothing."""
 CROWDED, CALM = 1 / 8, 1 / 64
@@ -235,7 +237,7 @@ class BrokerHost:
         waiting = asyncio.create_task(child.wait(), name="broker process")
         try:
             wait_s = LOOK_S
-            while not (await asyncio.wait([waiting], timeout=wait_s))[0]:
+            while not (await asyncio.wait([waiting], timeout=wait_s if self._dress else SELDOM_S))[0]:
                 self._hear()
                 wait_s = next_look_s(wait_s, self._refusals.fill)
                 self.refresh_roster()
