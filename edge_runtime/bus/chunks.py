@@ -20,7 +20,7 @@ CHUNK_BYTES = 60 * 1024
 FRAME_BYTES_MAX = 64 * 1024
 FILE_BYTES_MAX = 512 * 2**20
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")]
 """In the model's own folder: no path leads out of it."""
 Offset = Annotated[int, msgspec.Meta(ge=0, le=FILE_BYTES_MAX)]
 

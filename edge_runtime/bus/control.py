@@ -37,12 +37,12 @@ FAULTS_MAX = 100
 TRIAL_S_MAX = 86_400
 
 Text = Annotated[str, msgspec.Meta(max_length=1_000)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 Revision = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 """What every tool can count to; a document without one is the next one all the same."""
 
-Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Verb = Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9_-]{0,62})?$")]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+Verb = Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9_-]{0,62})?\Z")]
 Issuer = Annotated[str, msgspec.Meta(max_length=128)]
 
 
@@ -55,7 +55,7 @@ class Desired(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     v: int = VERSION
-    target: Annotated[str, msgspec.Meta(pattern=r"^((gw|group)/[A-Za-z0-9][A-Za-z0-9_-]{0,62})?$")] = ""
+    target: Annotated[str, msgspec.Meta(pattern=r"^((gw|group)/[A-Za-z0-9][A-Za-z0-9_-]{0,62})?\Z")] = ""
     revision: Revision | None = None
     hash: Digest = ""
     issuer: Issuer = ""
@@ -134,7 +134,7 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     v: int = VERSION
     id: Id
     issuer: Issuer = ""
-    target: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$")] = ""
+    target: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?\Z")] = ""
     verb: Verb = ""
     boot: Annotated[str, msgspec.Meta(max_length=128)] = ""
     until_ns: Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)] | None = None

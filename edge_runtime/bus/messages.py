@@ -36,7 +36,8 @@ COMPRESS_FROM_BYTES = 512
 SEQ_MAX = 2**63 - 1
 """What SQLite can hold."""
 
-WORD = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+WORD = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z"
+"""Ends with \\Z: to msgspec, as to Python, `$` is also in front of a line end. Such a name would be two lines in a file."""
 Word = Annotated[str, msgspec.Meta(pattern=WORD)]
 """Names and epochs, as they stand in topics and tables."""
 

@@ -52,7 +52,7 @@ class Birth(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     accelerators: Annotated[tuple[str, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
     fingerprint: str = ""
     """Of its key, where the site has an authority."""
-    agreement: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
+    agreement: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     """Its half of the keys for tasks and replies; new with each start."""
     config: str = ""
     """Hash of the configuration that it runs."""

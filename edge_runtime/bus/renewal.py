@@ -24,7 +24,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     v: int = VERSION
     gateway: Word
-    serial: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}$")]
+    serial: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}\Z")]
     csr: Pem
 
 

@@ -26,7 +26,7 @@ ANNOUNCE_S_MIN = 2.0
 ANNOUNCE_S_EACH = 0.04
 """Every gateway hears every announcement: from 50 gateways on, each says its own less often, 25 announcements a second in all."""
 
-_Text = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[\x20-\x7e]*$")]
+_Text = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[\x20-\x7e]*\Z")]
 
 
 class BadAnnouncement(EdgeError):

@@ -42,7 +42,7 @@ class Opened(NamedTuple):
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     document: str
     by: Annotated[str, msgspec.Meta(max_length=64)]
-    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     signature: bytes
 
 

@@ -33,10 +33,10 @@ PREFIXES: dict[Role, str] = {"gateway": "", **dict.fromkeys(PEOPLE, PERSON), "re
 RESERVED: dict[Role, tuple[str, ...]] = {"device": ("edge", "device")}
 """Roots of topics. A device of this name would have all that is below them."""
 
-Name = Annotated[str, msgspec.Meta(pattern=NAME)]
-Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, msgspec.Meta(pattern=NAME.removesuffix("$") + r"\Z")]
+Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A raw Ed25519 public key in hex."""
-Serial = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}$")]
+Serial = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,40}\Z")]
 """Of a certificate, in hex."""
 Password = Annotated[str, msgspec.Meta(pattern=passwords.PATTERN)]
 """A hash of one: see passwords.py."""
