@@ -1,4 +1,4 @@
-"""What msgspec checks with a pattern holds to its end: a name with a line end behind it would be two lines in the broker's files."""
+"""A pattern holds to the end of a text: a name with a line end behind it would be two lines in the broker's files."""
 
 from __future__ import annotations
 
