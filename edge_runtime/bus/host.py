@@ -27,6 +27,7 @@ from edge_runtime.bus import listening, mosquitto, programs
 from edge_runtime.bus.acl import Rules
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.bus.member import Dress
+from edge_runtime.bus.pipe import Pipe
 from edge_runtime.bus.refusals import Refusals
 from edge_runtime.config import Broker
 from edge_runtime.ports import Address, BrokerError, Clock, Dice
@@ -79,7 +80,7 @@ class BrokerHost:
         self._dress = None if identity is None else Dress(identity)
         self._applied = self._state()
         self._cause = ""
-        self._refusals = Refusals(folder / "broker.log")
+        self._pipe, self._refusals = Pipe(folder / "broker.log"), Refusals()
         self._restarting = False
         self._command: list[str] = []
         self._child: asyncio.subprocess.Process | None = None
@@ -139,7 +140,7 @@ class BrokerHost:
         if child is not None:
             await _end(child)
             self._hear()
-        self._refusals.close()
+        self._pipe.close()
 
     def refresh_roster(self) -> None:
         """Takes what the identity's roster and certificate say now; done without being asked within LOOK_S.
@@ -239,7 +240,7 @@ class BrokerHost:
             wait_s = LOOK_S
             while not (await asyncio.wait([waiting], timeout=wait_s if self._dress else SELDOM_S))[0]:
                 self._hear()
-                wait_s = next_look_s(wait_s, self._refusals.fill)
+                wait_s = next_look_s(wait_s, self._pipe.fill)
                 self.refresh_roster()
             self._hear()  # what comes next has another pipe
             return waiting.result()
@@ -247,7 +248,9 @@ class BrokerHost:
             waiting.cancel()
 
     def _hear(self) -> None:
-        for reason, times, cause in self._refusals.look():
+        kept, told = self._refusals.judge(self._pipe.look())
+        self._pipe.keep(kept)
+        for reason, times, cause in told:
             self._log.warning("broker_refused", reason=reason, times=times, cause=cause)
 
     async def _launch(self) -> None:
@@ -277,7 +280,7 @@ class BrokerHost:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._command[0] != sys.executable:
             self._configure()
-        with os.fdopen(self._refusals.begin(), "wb") as said:
+        with os.fdopen(self._pipe.begin(), "wb") as said:
             # A process group of its own: Ctrl-C on the terminal is for the gateway, which still has to drain to this broker.
             child = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -311,7 +314,7 @@ class BrokerHost:
 
     def _last_words(self) -> str:
         self._hear()
-        return " / ".join(self._refusals.last_words)[-500:]
+        return " / ".join(self._pipe.last_words)[-500:]
 
     def _set_aside(self) -> bool:
         """mosquitto refuses to start with a damaged persistence file, for ever. Renamed, never deleted; True if it was that."""

@@ -105,7 +105,7 @@ def _listeners(doors: Doors, folder: Path, identity: Identity | None) -> Iterato
     closed = f"allow_anonymous false\nacl_file {folder}/{ACL}\n"
     tls = _TLS.format(cert=cert, key=key)
     members = tls + _MEMBERS_ONLY.format(ca=ca) + (f"crlfile {folder}/{CRL}\n" if identity.roster.crl else "")
-    yield "log_type notice\nlog_type debug"  # refusals.py hears them
+    yield "log_type notice\nlog_type debug"  # refusals.py judges them
     if doors.people:
         yield "per_listener_settings true"
         members += closed

@@ -1,9 +1,11 @@
 """The TCP (or TLS) socket under an MQTT connection, fed by the event loop.
 
 Two traps shape it. Nagle's algorithm and delayed acknowledgements together make a QoS 1 request and reply 88 ms instead of
-0.5 ms on loopback: TCP_NODELAY is set once, and TCP_QUICKACK again after every read, because the kernel forgets it. And an
-MQTT client library reads packets byte by byte: here one system call reads what is there, one a turn of the loop writes what
-has gathered, and the library is served from memory.
+0.5 ms on loopback: TCP_NODELAY is set once, and TCP_QUICKACK again after every read, because the kernel forgets it. Only the
+brokers of our own site need no such haste: a gateway has started each of them, with set_tcp_nodelay, so they wait for no
+acknowledgement, and one of its own for each packet is 10 us that each end of a task pays. And an MQTT client library reads
+packets byte by byte: here one system call reads what is there, one a turn of the loop writes what has gathered, and the
+library is served from memory.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ _RETRY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class Wire:
     """A connected socket in the shape that paho wants (recv, send, close, fileno, setblocking), which never blocks."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, quickack: bool) -> None:
+        """`quickack`: the other end may wait for the kernel's acknowledgements."""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._quickack = quickack and hasattr(socket, "TCP_QUICKACK")
         self.peer_serial = tls.serial(sock)
         """Of the broker's certificate; "": it has shown none."""
         self._in = b""
@@ -159,7 +163,7 @@ class Wire:
     def _fill(self) -> None:
         try:
             data = self._sock.recv(READ_BYTES)
-            if hasattr(socket, "TCP_QUICKACK"):
+            if self._quickack:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except _RETRY:
             return
@@ -221,7 +225,7 @@ async def dial(address: Address) -> Wire:
             if context is not None:
                 sock = cleanup.enter_context(await _handshake(context, sock, address))
             cleanup.pop_all()
-            return Wire(sock)
+            return Wire(sock, quickack=not address.site_ca)
     hint = "is the broker running, is the port right?" if isinstance(last, ConnectionRefusedError) else "is the network up?"
     raise BrokerError(f"{name(address)}: {describe(last)}", hint) from None
 

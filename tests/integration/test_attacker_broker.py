@@ -18,7 +18,7 @@ from trusted import Site
 from waiting import until
 
 from edge_runtime.bus import host, mosquitto, programs, topics
-from edge_runtime.bus.refusals import Refusals
+from edge_runtime.bus.pipe import Pipe
 from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.roster import certificate_name
 
@@ -173,8 +173,8 @@ def test_where_one_may_write_we_judge_as_the_broker_does(tmp_path: Path, monkeyp
         "edge/x",
     }
     heard = bytearray()
-    read = Refusals._read
-    monkeypatch.setattr(Refusals, "_read", lambda self: heard.extend(said := read(self)) or said)
+    read = Pipe._read
+    monkeypatch.setattr(Pipe, "_read", lambda self: heard.extend(said := read(self)) or said)
 
     def say(raw: Raw, user: str, client_id: str, two: Doors) -> None:
         heard.clear()

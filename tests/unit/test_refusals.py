@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bus import host, refusals
-from edge_runtime.bus.refusals import Refusals
+from edge_runtime.bus import host, pipe, refusals
+from edge_runtime.bus.pipe import Pipe
+from edge_runtime.bus.refusals import Refusals, Told
 
 DENIED = "1700000000: Denied PUBLISH from {} (d0, q1, r0, m7, 'edge/plant/gw/press/load', ... (5 bytes))\n"
 CAME = "1700000000: New client connected from 127.0.0.1:5 as {} (p2, c1, k60, u'{}').\n"
@@ -17,22 +18,28 @@ PASSING = "1700000000: Received PUBLISH from saw (d0, q0, r0, m0, 'edge/plant/gw
 
 
 class Heard(Refusals):
-    """With the broker's end of the pipe."""
+    """With both ends of the pipe, as a host hears it."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "broker.log")
+        super().__init__()
         self.folder = folder
-        self.theirs = self.begin()
+        self.pipe = Pipe(folder / "broker.log")
+        self.theirs = self.pipe.begin()
 
     def say(self, text: str) -> None:
         os.write(self.theirs, text.encode())
+
+    def look(self) -> list[Told]:
+        kept, told = self.judge(self.pipe.look())
+        self.pipe.keep(kept)
+        return told
 
 
 @pytest.fixture
 def heard(tmp_path: Path) -> Iterator[Heard]:
     one = Heard(tmp_path)
     yield one
-    one.close()
+    one.pipe.close()
     os.close(one.theirs)
 
 
@@ -133,14 +140,14 @@ def test_a_line_that_was_cut_blames_nobody(heard: Heard) -> None:
 
 
 def test_the_log_holds_no_traffic_and_does_not_grow(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "LOG_BYTES_MAX", 1_000)
+    monkeypatch.setattr(pipe, "LOG_BYTES_MAX", 1_000)
     for number in range(100):
         heard.say(PASSING * 5 + DENIED.format("saw") + f"1700000000: Client {number} disconnected.\n")
         heard.look()
     log = heard.folder / "broker.log"
     assert log.stat().st_size < 1_100
     assert "PUBLISH" not in log.read_text()
-    assert list(heard.last_words)[-1].endswith("Client 99 disconnected.")
+    assert list(heard.pipe.last_words)[-1].endswith("Client 99 disconnected.")
 
 
 def test_the_broker_never_waits_for_us(heard: Heard) -> None:
@@ -167,13 +174,13 @@ def test_who_floods_with_long_lines_is_looked_at_more_often(heard: Heard) -> Non
                 lost.append(now_s)
         now_s += wait_s
         heard.look()
-        wait_s = host.next_look_s(wait_s, heard.fill)
+        wait_s = host.next_look_s(wait_s, heard.pipe.fill)
     assert heard.counts["publish"] == said
     assert wait_s == host.CROWDED_LOOK_S
     assert not lost
     for _ in range(10):
         heard.look()
-        wait_s = host.next_look_s(wait_s, heard.fill)
+        wait_s = host.next_look_s(wait_s, heard.pipe.fill)
     assert wait_s == host.LOOK_S
 
 
@@ -182,7 +189,7 @@ def test_a_disk_that_is_full_hides_no_refusal(heard: Heard) -> None:
     (heard.folder / "broker.log").mkdir()  # cannot be written
     heard.say(DENIED.format("saw") + "1700000000: Error: it is so.\n")
     assert heard.look()
-    assert heard.last_words[-1] == "1700000000: Error: it is so."
+    assert heard.pipe.last_words[-1] == "1700000000: Error: it is so."
 
 
 def test_names_of_clients_are_bounded(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
