@@ -190,7 +190,8 @@ def test_no_delayed_acknowledgement_of_the_kernel_in_a_round_trip(tmp_path: Path
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with hosted(tmp_path, press) as (_, plain), connected(plain, press) as one, connected(plain, saw) as two:
-            assert not one._line._quickack and not two._line._quickack
+            assert not one._line._quickack
+            assert not two._line._quickack
             await one.subscribe(f"{ROOT}/gw/press/+/saw")
             await two.subscribe(f"{ROOT}/gw/saw/+/press")
             took = []
