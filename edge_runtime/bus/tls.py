@@ -13,7 +13,7 @@ import ssl
 from typing import cast
 
 from edge_runtime.ports import Address, BrokerError, Stranger
-from edge_runtime.trust.tls import client_context
+from edge_runtime.trust.tls import client_context, context_for_anybody
 
 GATEWAY = "gateway"
 """The organizational unit (OU) of a gateway's certificate."""
@@ -100,7 +100,7 @@ def _of_site(address: Address) -> ssl.SSLContext:
 
 def _of_anybody(address: Address) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=address.ca_file or None)
+        return context_for_anybody(address.ca_file or None)
     except OSError as error:
         raise BrokerError(f"CA certificate {address.ca_file}: {describe(error)}", "a PEM file with the site's CA") from None
 

@@ -1,5 +1,6 @@
-"""TLS between members of a site, on the side of who connects: what counts is the chain to the site's authority. No host name (the
-address of a gateway changes) and no date (its clock may stand at 1970) counts; nor does the machine's own list of CAs.
+"""TLS on the side of who connects. Between members of a site what counts is the chain to the site's authority: no host name (the
+address of a gateway changes) and no date (its clock may stand at 1970), nor the machine's own list of CAs. With anybody else's
+server all of these count.
 """
 
 from __future__ import annotations
@@ -8,6 +9,16 @@ import ssl
 
 NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name: of certificates and of the list of the revoked."""
+
+
+def context_for_anybody(ca_file: str | None) -> ssl.SSLContext:
+    """To a server that is not of our site: believes the CAs of this machine, or that of a file alone. Raises OSError."""
+    context = ssl.create_default_context(cafile=ca_file)
+    if ca_file:
+        # From Python 3.13 on, only certificates exactly as RFC 5280 wants them: those that plants make for themselves are not
+        # (`openssl req -x509` leaves the key usage out), and no gateway may lose its cloud with an update of Python.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def client_context(*, ca_file: str | None = None, ca: str | None = None) -> ssl.SSLContext:

@@ -24,6 +24,7 @@ from edge_runtime.bus.messages import BadMessage, Batch, Failure, Hello, Receipt
 from edge_runtime.outbox.sinks.receipts import merged
 from edge_runtime.ports import Receipt, Refused, SinkError, Worker
 from edge_runtime.records import Record
+from edge_runtime.trust.tls import context_for_anybody
 
 ANSWER_BYTES_MAX = messages.BATCH_BYTES_MAX
 SHOWN_MAX = 120
@@ -234,7 +235,7 @@ def _token(file: Path) -> str:
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        return context_for_anybody(str(ca_file) if ca_file else None)
     except OSError as error:
         raise SinkError(f"ca_file {ca_file}: {error.strerror or error}", "a readable file with a certificate (PEM)") from None
 
