@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -261,17 +261,33 @@ def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[
     """Everything by which the value at `at` (nothing there: an empty mapping) is no `model`, by pydantic's strict JSON rules
     ("5" is no number)."""
     value = document.at(at) if at in document.lines else {}
+    errors = _errors(model, value)
+    unknown = {_place(document, at, item) for item in errors if item["type"] == "extra_forbidden"}
+    unknown = {path for path in unknown if path[-1] not in _fields(document, model, at, path[:-1])}
+    if unknown:  # pydantic looks at keys together only where each is right: what an unknown one hid shows without it
+        errors += _errors(model, _without(value, unknown, at))
+    found: dict[Path, list[Problem]] = {}
+    for item in errors:
+        path = _place(document, at, item)
+        if item["type"] == "too_short" and len(document.at(path) or ()) >= item["ctx"]["min_length"]:
+            continue  # it has its items, but wrong ones: that is said of each of them
+        found.setdefault(path, []).append(_problem(document, model, at, path, item))
+    return [_either(problems) for problems in found.values()]
+
+
+def _errors(model: type[BaseModel], value: Any) -> list[Any]:
     try:
         model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        found: dict[Path, list[Problem]] = {}
-        for item in error.errors(include_url=False):
-            path = _place(document, at, item)
-            if item["type"] == "too_short" and len(document.at(path) or ()) >= item["ctx"]["min_length"]:
-                continue  # it has its items, but wrong ones: that is said of each of them
-            found.setdefault(path, []).append(_problem(document, model, at, path, item))
-        return [_either(problems) for problems in found.values()]
+        return list(error.errors(include_url=False))
     return []
+
+
+def _without(value: Any, unknown: Collection[Path], here: Path) -> Any:
+    """The value without the keys that stand there."""
+    if isinstance(value, dict):
+        return {key: _without(item, unknown, (*here, key)) for key, item in value.items() if (*here, key) not in unknown}
+    return [_without(item, unknown, (*here, number)) for number, item in enumerate(value)] if isinstance(value, list) else value
 
 
 def _place(document: Document, at: Path, item: Any) -> Path:
@@ -296,7 +312,7 @@ def _either(problems: Sequence[Problem]) -> Problem:
 
 def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, item: Any) -> Problem:
     kind, value = item["type"], document.at(path)
-    known = _fields(model, path[len(at) : -1], document.at(path[:-1]))
+    known = _fields(document, model, at, path[:-1])
     about = known.get(str(path[-1])) if path else None
     description = (about.description or "") if about else ""
     if kind == "extra_forbidden":
@@ -318,7 +334,7 @@ def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, i
         description = wording.as_list(path[-1], value)
     elif kind in ("model_type", "dict_type") and path:
         if kind == "model_type" and not (about and about.examples):
-            description = f"{description}; its keys are {', '.join(_fields(model, path[len(at) :], value))}".lstrip("; ")
+            description = f"{description}; its keys are {', '.join(_fields(document, model, at, path))}".lstrip("; ")
         written = wording.as_mapping(str(path[-1]), value, of_names=kind == "dict_type")
         description = written or _with_example(description, path, about)
     elif kind == "union_tag_not_found":
@@ -347,10 +363,10 @@ def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     return f"{otherwise} {', '.join(names)}" if otherwise and names else ""
 
 
-def _fields(model: type[BaseModel], path: Path, here: Any) -> dict[str, FieldInfo]:
-    """The fields that may stand at a path in a model, where `here` stands now; of every alternative that `here` may be."""
-    types: list[Any] = [model]
-    for step in path:
+def _fields(document: Document, model: type[BaseModel], at: Path, path: Path) -> dict[str, FieldInfo]:
+    """The fields that may stand at a path, which begins with `at`; of every alternative that what stands there now may be."""
+    types, here = list[Any]([model]), document.at(path)
+    for step in path[len(at) :]:
         types = [inner for outer in types for inner in _inside(outer, step)]
     models = [one for outer in types for one in _models(outer)]
     models = [one for one in models if _may_be(here, one)] or models

@@ -340,6 +340,49 @@ def test_one_problem(old: str, new: str, line: int, path: str, message: str, hin
     assert found[2].startswith(hint)
 
 
+class Valve(Meter):
+    """Its options and its points go together, or not."""
+
+    class Options(adapter.Options):
+        host: str = Field("", description="Host name")
+        serial: str = Field("", description="Serial port")
+
+        @adapter.model_validator(mode="after")
+        def _one_of_two(self) -> Valve.Options:
+            if bool(self.host) == bool(self.serial):
+                raise ValueError("give either host or serial")
+            return self
+
+    class Point(adapter.WritablePoint):
+        pass
+
+
+def test_an_unknown_key_hides_nothing_of_what_does_not_go_together() -> None:
+    """Pydantic looks at keys together only where each is right by itself."""
+    text = """\
+site: plant
+gateway: gw-1
+devices:
+  valve:
+    adapter: valve
+    options: {host: a, serial: b, hots: c}
+    points:
+      - {name: a, low: 5, high: 4, unti: bar}
+      - {name: b, write: {low: 5, hihg: 4}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        config.load(text, {"valve": Valve})
+    said = [f"{problem.line}: {problem.path}: {problem.message}" for problem in caught.value.problems]
+    assert [one[:70] for one in said] == [
+        "6: devices.valve.options.hots: unknown key",
+        "6: devices.valve.options: give either host or serial",
+        "8: devices.valve.points[0].unti: unknown key",
+        "8: devices.valve.points[0]: low (5.0) must be below high (4.0)",
+        "9: devices.valve.points[1].write.hihg: unknown key",
+        "9: devices.valve.points[1].write: no write without a bound: give `low` and `high`"[:70],
+    ]
+
+
 def test_what_is_missing_is_shown_by_an_example() -> None:
     hint = _problems(GOOD.replace(", url: local", ""))["sinks.site.url"][2]
     assert hint.endswith('or `local` for the local broker; for instance `url: "mqtt://broker.example:1883"`')
