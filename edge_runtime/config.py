@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge_runtime import crosschecks, document
 from edge_runtime.adapter import Adapter
+from edge_runtime.crosschecks.windows import JOURNAL_ROWS, PERIOD_S, WINDOW_ROWS, WINDOW_ROWS_MAX
 from edge_runtime.document import DocumentError, Problem
 from edge_runtime.records import LANES, Lane, Privacy
 
@@ -111,7 +112,7 @@ class Device(Section):
     adapter: str = Field(description="Name of the adapter: see `edge-runtime adapters`")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter: see `edge-runtime adapters NAME`")
     points: list[dict[str, Any]] = Field(min_length=1, description="The declared values: see `edge-runtime adapters NAME`")
-    period_s: Seconds = Field(crosschecks.PERIOD_S, ge=1e-6, description="Polled adapters: how often to read (a grid, no drift)")
+    period_s: Seconds = Field(PERIOD_S, ge=1e-6, description="Polled adapters: how often to read (a grid, no drift)")
     timeout_s: Seconds = Field(1.0, description="A read or connect that takes longer is given up")
     backoff_s_max: Seconds = Field(30.0, description="Longest wait between two attempts to reach a device that is gone")
 
@@ -126,7 +127,7 @@ class Window(Section):
     length_s: Seconds | None = Field(None, description="Length of a window in seconds")
     step_s: Seconds | None = Field(None, description="Seconds from one window's start to the next (default: length_s, tumbling)")
     rows_max: int = Field(
-        100_000, ge=1, le=1_000_000, description="Windows by time: most samples kept; older ones make the window bad"
+        WINDOW_ROWS, ge=1, le=WINDOW_ROWS_MAX, description="Windows by time: with more samples than this a window is discarded"
     )
     gap_s_max: Seconds | None = Field(
         None, description="Two samples further apart than this are a gap: the open window is discarded"
@@ -278,7 +279,7 @@ class Outbox(Section):
     file: str = Field("outbox.db", description="SQLite file, relative to `data_dir`")
     size_bytes_max: int = Field(256 * 2**20, ge=2**20, description="Most bytes on disk, WAL included; checked before the write")
     journal_rows_max: int = Field(
-        crosschecks.JOURNAL_ROWS,
+        JOURNAL_ROWS,
         ge=100,
         description="Samples of each source that asks again, waiting for their window; beyond it they wait at the source",
     )

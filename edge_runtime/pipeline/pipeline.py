@@ -21,7 +21,7 @@ from edge_runtime.control.actions import Action
 from edge_runtime.inference.model import Model
 from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Position
 from edge_runtime.outbox.store import Store
-from edge_runtime.pipeline import results, saved
+from edge_runtime.pipeline import limits, results, saved
 from edge_runtime.pipeline.fit import window_points
 from edge_runtime.pipeline.results import Found
 from edge_runtime.pipeline.rules import Rules
@@ -49,7 +49,6 @@ MOVED_ROWS = 64
 
 UNYIELDED_WINDOWS = 16
 """Models of less than a millisecond run on the event loop: after so many windows the others have their turn."""
-
 
 ABREAST_MAX = 8
 """Windows under way at once where peers compute some of them."""
@@ -88,8 +87,8 @@ class Pipeline:
         self._model = SteadyModel(open_model, self._fit, self.state, dice, self._log)
         self._points: tuple[str, ...] = ()
         self._windowing: Windowing | None = None
-        self._rules = Rules([])
-        self._saved = Saved()
+        self._rules, self._saved = Rules([]), Saved()
+        self._tell_limits = limits.teller(self._log)
         self._next_row = self._committed_row = 0
         self._queue: deque[Sample] = deque(maxlen=settings.queue_max)
         self._prepared = self._running = self._dropping = self._torn = False
@@ -268,6 +267,7 @@ class Pipeline:
             if not windows and (size_bytes >= COMMIT_BYTES or (made and clock() - committed_s >= COMMIT_S)):
                 await self._commit(drafts)
                 drafts, size_bytes, committed_s = [], 0, clock()
+        self._tell_limits(self.state.discarded)
         drafts += await self._judged(windows)
         if drafts or self._needed_row() >= self._committed_row + MOVED_ROWS:
             await self._commit(drafts)

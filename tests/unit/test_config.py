@@ -185,6 +185,22 @@ def test_every_problem_at_once() -> None:
         ),
         (
             "{count: 64, step: 16}",
+            "{length_s: 60, rows_max: 60}",
+            15,
+            "pipelines.hot.window.length_s",
+            "needs more samples than rows_max lets a window have",
+            "set rows_max to 61 or more, or make the window shorter: it needs 61 samples, one each 1 s",
+        ),
+        (
+            "{count: 64, step: 16}",
+            "{length_s: 2000000}",
+            15,
+            "pipelines.hot.window.length_s",
+            "needs more samples than rows_max lets a window have",
+            "make the window shorter: it needs 2000001 samples",
+        ),
+        (
+            "{count: 64, step: 16}",
             "{length_s: 60, step_s: 0.001}",
             15,
             "pipelines.hot.window.step_s",
@@ -338,6 +354,13 @@ def test_one_problem(old: str, new: str, line: int, path: str, message: str, hin
     assert found[0] == line
     assert found[1].startswith(message)
     assert found[2].startswith(hint)
+
+
+def test_a_window_by_time_that_has_room_for_its_samples() -> None:
+    """As many as fit are no problem, and of a source that is not polled nobody knows how many will come."""
+    for window, more in (("{length_s: 60, rows_max: 61}", ""), ("{length_s: 1000000, rows_max: 1}", "pushed")):
+        schemas = {"meter": type("Pushed", (Meter,), {"mode": "pushed"}) if more else Meter}
+        config.load(GOOD.replace("{count: 64, step: 16}", window), schemas)
 
 
 class Valve(Meter):

@@ -292,6 +292,30 @@ def test_windows_go_on_after_a_restart_and_begin_anew_with_other_settings(
     simulated(scenario, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("window", "reason", "hint"),
+    [
+        ({"length_s": 3600, "rows_max": 3}, "overfull", "set rows_max of the pipeline's window higher"),
+        ({"count": 2, "bad": "hold"}, "filled", "set filled_max of the pipeline's window"),
+    ],
+)
+def test_a_window_that_its_own_limit_discards_is_told_once_and_counted(
+    tmp_path: Path, window: dict[str, Any], reason: str, hint: str
+) -> None:
+    async def scenario(site: Site) -> None:
+        async with site.running(**statistics(window, "a", "b")) as gateway:
+            site.post(*rows(0, 1), *({"a": None, "b": 1.0} if reason == "filled" else {"a": 1.0, "b": 1.0} for _ in range(40)))
+            await site.acknowledged(41)
+            await until(lambda: gateway.pipelines["p"].state.samples == 41)
+            assert gateway.pipelines["p"].state.discarded[reason] > 5
+        told = site.events("window_discarded")
+        assert len(told) == 1
+        assert told[0]["hint"].startswith(hint)
+        assert told[0]["pipeline"] == "p"
+
+    simulated(scenario, tmp_path)
+
+
 def test_rows_of_the_journal_are_read_by_the_names_that_they_came_with(tmp_path: Path) -> None:
     """Twice another declaration, and windows that began under the one before."""
 

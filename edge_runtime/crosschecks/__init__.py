@@ -1,5 +1,5 @@
-"""What in a configuration does not go together although every part is well formed: names that mean nothing or two things, and
-options that the adapter does not take.
+"""What in a configuration does not go together although every part is well formed: names that mean nothing or two things,
+options that the adapter does not take, windows that would never be full (`windows.py`).
 
 It works on the text's plain value, so that one wrong key elsewhere hides nothing.
 """
@@ -9,24 +9,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edge_runtime.adapter import Adapter
 from edge_runtime.address import BadAddress, address, listener
+from edge_runtime.crosschecks import plain, windows
 from edge_runtime.document import Document, Path, Problem, closest, validate
 from edge_runtime.ports import EdgeError
-
-JOURNAL_ROWS = 100_000
-"""What `outbox.journal_rows_max` is where it is not set."""
-
-PERIOD_S = 1.0
-"""What `period_s` of a device is where it is not set."""
-
-OVERLAP_MAX = 10_000
-"""Windows that one sample may be in. After a silence they all are completed by one sample, and while they are made nothing else
-runs: a `step_s` of microseconds would stand the gateway still."""
 
 STATISTICS = ("min", "mean", "max", "last")
 """Of each point: the outputs of a pipeline without a model."""
@@ -35,15 +25,12 @@ STATISTICS = ("min", "mean", "max", "last")
 def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Problem]:
     """`schemas`: the adapters by name; looking one up may raise EdgeError."""
     found: list[Problem] = []
-    for name in _mapping(doc.at(("devices",))):
+    for name in plain.mapping(doc.at(("devices",))):
         found += _device(doc, ("devices", name), schemas)
-    for name in _mapping(doc.at(("pipelines",))):
+    for name in plain.mapping(doc.at(("pipelines",))):
         found += _pipeline(doc, ("pipelines", name))
         found += _rules(doc, ("pipelines", name))
-        found += _window(doc, ("pipelines", name))
-        found += _texts(doc, ("pipelines", name), schemas)
-        found += _fits_the_journal(doc, ("pipelines", name, "window", "count"))
-        found += _polled(doc, ("pipelines", name), schemas)
+        found += windows.problems(doc, ("pipelines", name), schemas)
     found += _sessions(doc, schemas)
     for check in (_connected, _brokers, _hosted, _passwords, _signatures, _mesh, _metrics):
         found += check(doc)
@@ -52,7 +39,7 @@ def problems(doc: Document, schemas: Mapping[str, type[Adapter]]) -> list[Proble
 
 def _connected(doc: Document) -> Iterator[Problem]:
     """A gateway that reads nothing computes for others, or it does nothing at all."""
-    computes = _list(doc.at(("mesh", "offers"))) and doc.at(("mesh", "accept_tasks")) is not False
+    computes = plain.items(doc.at(("mesh", "offers"))) and doc.at(("mesh", "accept_tasks")) is not False
     if not (doc.at(("devices",)) or computes):
         hint = "see `edge-runtime adapters`; a gateway that only computes for others has `mesh: {offers: [MODEL]}`"
         yield doc.problem(("devices",), "needs at least one", hint=hint)
@@ -74,7 +61,7 @@ def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> 
     options = doc.at((*here, "options"))
     if isinstance(options, dict) or (*here, "options") not in doc.lines:
         yield from validate(doc, schema.Options, (*here, "options"))
-    for number, point in enumerate(_list(doc.at((*here, "points")))):
+    for number, point in enumerate(plain.items(doc.at((*here, "points")))):
         if isinstance(point, dict):
             yield from validate(doc, schema.Point, (*here, "points", number))
     yield from _twice(doc, (*here, "points"), "point", "device")
@@ -83,9 +70,9 @@ def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> 
 def _sessions(doc: Document, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
     """Of two devices in one session each would take, and acknowledge, what is meant for the other."""
     owners: dict[tuple[str, str], str] = {}
-    for name, device in _mapping(doc.at(("devices",))).items():
-        adapter, here = _mapping(device).get("adapter"), ("devices", name, "options")
-        schema = _schema(schemas, adapter)
+    for name, device in plain.mapping(doc.at(("devices",))).items():
+        adapter, here = plain.mapping(device).get("adapter"), ("devices", name, "options")
+        schema = plain.schema(schemas, adapter)
         if schema is None or validate(doc, schema.Options, here):
             continue
         option, key = schema.session(schema.Options.model_validate(doc.at(here) or {}))
@@ -94,21 +81,15 @@ def _sessions(doc: Document, schemas: Mapping[str, type[Adapter]]) -> Iterator[P
             yield doc.problem((*here, option), f"is that of {owner}, too", value=value, hint=hint)
 
 
-def _schema(schemas: Mapping[str, type[Adapter]], name: Any) -> type[Adapter] | None:
-    with contextlib.suppress(EdgeError):  # that is said elsewhere
-        return schemas[name] if isinstance(name, str) and name in schemas else None
-    return None
-
-
 def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
-    devices = _mapping(doc.at(("devices",)))
+    devices = plain.mapping(doc.at(("devices",)))
     device = doc.at((*here, "device"))
     known = isinstance(device, str) and device in devices
     if isinstance(device, str) and not known:
         hint = closest(device, devices, "declared are")
         yield doc.problem((*here, "device"), "no device of this name is declared", value=device, hint=hint)
-    declared = _names(doc, ("devices", device, "points")) if known else []
-    wanted = _list(doc.at((*here, "points")))
+    declared = plain.names(doc, ("devices", device, "points")) if known else []
+    wanted = plain.items(doc.at((*here, "points")))
     for number, point in enumerate(wanted):
         if known and isinstance(point, str) and point not in declared:
             hint = closest(point, declared, f"the points of {device} are")
@@ -124,138 +105,76 @@ def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
 def _statistics(doc: Document, here: Path, points: list[str]) -> Iterator[Problem]:
     """Without a model the outputs are known: a rule that watches another one would never be raised."""
     known = [f"{point}.{statistic}" for point in points for statistic in STATISTICS]
-    for number, rule in enumerate(_list(doc.at((*here, "rules")))):
-        output = _mapping(rule).get("output")
+    for number, rule in enumerate(plain.items(doc.at((*here, "rules")))):
+        output = plain.mapping(rule).get("output")
         if isinstance(output, str) and output not in known:
             of_it = [one for one in known if one.startswith(f"{output}.")]  # the point alone
             hint = closest(output, of_it or known, "without a model the outputs are")
             yield doc.problem((*here, "rules", number, "output"), "is no output of this pipeline", value=output, hint=hint)
 
 
-def _window(doc: Document, pipeline: Path) -> Iterator[Problem]:
-    """It is there where it is needed, by count or by time, and no sample is between two windows."""
-    here, window = (*pipeline, "window"), doc.at((*pipeline, "window"))
-    needs = "model" if doc.at((*pipeline, "model")) is not None else "rules"
-    if window is None and doc.at((*pipeline, needs)):
-        hint = "give `window: {count: 1}` for every sample by itself"
-        yield doc.problem((*pipeline, needs), "needs a window", hint=hint)
-    given = {key for key, value in _mapping(window).items() if value is not None}
-    if isinstance(window, dict) and len(given & {"count", "length_s"}) != 1:
-        hint = "`count: 64` takes 64 samples, `length_s: 10` those of ten seconds"
-        yield doc.problem(here, "give exactly one of count and length_s", hint=hint)
-    for length, step in (("count", "step"), ("length_s", "step_s")):
-        if step in given and length not in given:
-            yield doc.problem((*here, step), f"goes with {length}", value=doc.at((*here, step)), hint=f"give `{length}`, too")
-        longest, value = _number(doc.at((*here, length))), _number(doc.at((*here, step)))
-        if 0 < longest < value:
-            hint = f"at most {longest}: samples between two windows would be in none"
-            yield doc.problem((*here, step), f"is larger than {length}", value=value, hint=hint)
-    whole, apart = (_number(doc.at((*here, key))) for key in ("length_s", "step_s"))
-    if 0 < apart * OVERLAP_MAX < whole < math.inf:
-        hint = f"at least {whole / OVERLAP_MAX:g}: that is {OVERLAP_MAX} windows that overlap"
-        yield doc.problem((*here, "step_s"), "is too small for length_s", value=apart, hint=hint)
-
-
-def _polled(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
-    """The samples of a polled device are `period_s` apart: if that is a gap already, no window of several is ever full."""
-    device = _mapping(_mapping(doc.at(("devices",))).get(str(doc.at((*here, "device")))))
-    schema, period = _schema(schemas, device.get("adapter")), _number(device.get("period_s", PERIOD_S))
-    gap, count = (_number(doc.at((*here, "window", key))) for key in ("gap_s_max", "count"))
-    if schema is not None and schema.mode == "polled" and 0 < gap < period and count != 1:
-        hint = f"more than {period:g}, the period_s of the device: each sample would end the window before it"
-        yield doc.problem((*here, "window", "gap_s_max"), "is less than from one sample to the next", value=gap, hint=hint)
-
-
-def _texts(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
-    """A window holds numbers: with a text among its points every sample would be bad, and no window ever full."""
-    device, wanted = doc.at((*here, "device")), _list(doc.at((*here, "points")))
-    declared = ("devices", device, "points") if isinstance(device, str) else ()
-    schema = _schema(schemas, doc.at((*declared[:-1], "adapter")))
-    if schema is None or doc.at((*here, "window")) is None:
-        return
-    texts = []
-    for point in _list(doc.at(declared)):
-        with contextlib.suppress(ValueError):  # that is said elsewhere
-            texts += [point["name"]] if schema.Point.model_validate(point).is_text else []
-    for number, point in enumerate(wanted):
-        if point in texts:
-            hint = "no window holds a text: leave it out"
-            yield doc.problem((*here, "points", number), "is a text", value=point, hint=hint)
-    if texts and not wanted and doc.at((*here, "model")) is None:
-        hint = "give `points`: those of the device that are numbers"
-        yield doc.problem((*here, "window"), f"cannot hold a text, and {', '.join(texts)} is one", hint=hint)
-
-
 def _rules(doc: Document, here: Path) -> Iterator[Problem]:
     """Each has a limit that can be reached and left, and a name of its own."""
-    for number, rule in enumerate(_list(doc.at((*here, "rules")))):
+    for number, rule in enumerate(plain.items(doc.at((*here, "rules")))):
         at = (*here, "rules", number)
         above, below = (doc.at((*at, key)) for key in ("above", "below"))
         if isinstance(rule, dict) and above is None and below is None:
             yield doc.problem(at, "has no limit", hint="give above or below (or both): `above: 80`")
-        if _number(below) >= _number(above):
+        if plain.number(below) >= plain.number(above):
             hint = f"it must be less than above ({above}): the rule would always be raised"
             yield doc.problem((*at, "below"), "is not less than above", value=below, hint=hint)
-        inside = _number(doc.at((*at, "hysteresis")))
-        if _number(below) < _number(above) and _number(above) - inside < _number(below) + inside:
+        inside = plain.number(doc.at((*at, "hysteresis")))
+        if plain.number(below) < plain.number(above) and plain.number(above) - inside < plain.number(below) + inside:
             hint = f"less than half the distance of below ({below}) and above ({above}): the rule could never clear"
             yield doc.problem((*at, "hysteresis"), "is too large", value=inside, hint=hint)
         if above == "model" and doc.at((*here, "model")) is None:
             yield doc.problem((*at, "above"), "there is no model", value=above, hint="give a number, or the pipeline a `model`")
-        for place in range(len(_list(doc.at((*at, "writes"))))):
+        for place in range(len(plain.items(doc.at((*at, "writes"))))):
             yield from _writes(doc, (*at, "writes", place, "point"))
     yield from _twice(doc, (*here, "rules"), "rule", "pipeline")
 
 
 def _writes(doc: Document, here: Path) -> Iterator[Problem]:
     """A point that is there, and may be written."""
-    value, devices = doc.at(here), _mapping(doc.at(("devices",)))
+    value, devices = doc.at(here), plain.mapping(doc.at(("devices",)))
     if not isinstance(value, str) or "/" not in value:
         return
     device, _, name = value.partition("/")
     if device not in devices:
         yield doc.problem(here, f"there is no device {device!r}", value=value, hint=closest(device, devices, "declared are"))
         return
-    points = [point for point in _list(doc.at(("devices", device, "points"))) if isinstance(point, dict)]
+    points = [point for point in plain.items(doc.at(("devices", device, "points"))) if isinstance(point, dict)]
     found = next((point for point in points if point.get("name") == name), None)
     if found is None:
-        hint = closest(name, _names(doc, ("devices", device, "points")), f"the points of {device} are")
+        hint = closest(name, plain.names(doc, ("devices", device, "points")), f"the points of {device} are")
         yield doc.problem(here, f"is no point of {device}", value=value, hint=hint)
     elif not found.get("write"):
         yield doc.problem(here, "may not be written", value=value, hint="allow it with `write` in the point's declaration")
-    elif hint := _never_takes(_mapping(found["write"]), doc.at((*here[:-1], "value"))):
+    elif hint := _never_takes(plain.mapping(found["write"]), doc.at((*here[:-1], "value"))):
         wanted = (*here[:-1], "value")
         yield doc.problem(wanted, f"is nothing that {value} may be given", value=doc.at(wanted), hint=hint)
 
 
 def _never_takes(bound: Mapping[str, Any], value: Any) -> str:
     """What it does take; "" where it takes this value, or where what is wrong is said elsewhere."""
-    allowed = _list(bound.get("allowed"))
+    allowed = plain.items(bound.get("allowed"))
     if allowed and value is not None:
         fits = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
         return "" if fits else f"allowed are {json.dumps(allowed, ensure_ascii=False)}"
-    low, high = _number(bound.get("low")), _number(bound.get("high"))
-    within = not low <= high or value is None or low <= _number(value) <= high
+    low, high = plain.number(bound.get("low")), plain.number(bound.get("high"))
+    within = not low <= high or value is None or low <= plain.number(value) <= high
     return "" if within else f"it takes {low:g} to {high:g}"
 
 
 def _twice(doc: Document, here: Path, noun: str, owner: str) -> Iterator[Problem]:
     """Two items of a list with one name."""
     seen: dict[str, int] = {}
-    for number, item in enumerate(_list(doc.at(here))):
-        name = _mapping(item).get("name")
+    for number, item in enumerate(plain.items(doc.at(here))):
+        name = plain.mapping(item).get("name")
         if isinstance(name, str) and seen.setdefault(name, number) != number:
             line = doc.line((*here, seen[name], "name"))
             hint = f"the other one is in line {line}; a {noun}'s name is unique in its {owner}"
             yield doc.problem((*here, number, "name"), f"is the name of another {noun}, too", value=name, hint=hint)
-
-
-def _fits_the_journal(doc: Document, here: Path) -> Iterator[Problem]:
-    """A window larger than the journal would wait for samples that are never let in."""
-    count, rows_max = _number(doc.at(here)), _number(doc.at(("outbox", "journal_rows_max")))
-    if count * 2 > (JOURNAL_ROWS if math.isnan(rows_max) else rows_max):
-        hint = f"set outbox.journal_rows_max to {count * 2} or more, or make the window smaller"
-        yield doc.problem(here, "is more than half of what the input journal holds", value=count, hint=hint)
 
 
 def _brokers(doc: Document) -> Iterator[Problem]:
@@ -263,9 +182,9 @@ def _brokers(doc: Document) -> Iterator[Problem]:
     mode = doc.at(("broker", "mode")) or "none"
     if mode != "none":
         yield from _url(doc, ("broker", "url"))
-    for name, sink in _mapping(doc.at(("sinks",))).items():
+    for name, sink in plain.mapping(doc.at(("sinks",))).items():
         here: Path = ("sinks", name, "url")
-        if _mapping(sink).get("type") != "mqtt":
+        if plain.mapping(sink).get("type") != "mqtt":
             continue
         if doc.at(here) != "local":
             yield from _url(doc, here)
@@ -315,7 +234,7 @@ def _passwords(doc: Document) -> Iterator[Problem]:
 def _signatures(doc: Document) -> Iterator[Problem]:
     """Who may configure may allow everything that can be commanded: to sign the lesser word alone protects nothing."""
     here: Path = ("control", "require_signature")
-    wanted = _list(doc.at(here))
+    wanted = plain.items(doc.at(here))
     if "operator" in wanted and "engineer" not in wanted:
         hint = "[engineer], or true for both: an engineer's word may do all that an operator's may"
         yield doc.problem(here, "wants commands signed, and configuration not", value=wanted, hint=hint)
@@ -331,7 +250,7 @@ def _mesh(doc: Document) -> Iterator[Problem]:
     if mesh is None and mode == "auto":
         hint = "add `mesh: {}`; a gateway that works alone takes `hosted`"
         yield doc.problem(("broker", "mode"), "needs `mesh`: it is the site's gateways that choose", value="auto", hint=hint)
-    for number, peer in enumerate(_list(_mapping(mesh).get("peers"))):
+    for number, peer in enumerate(plain.items(plain.mapping(mesh).get("peers"))):
         try:
             if " " in str(address(f"mqtt://{peer}").host):
                 raise BadAddress(f"{peer}: a space in the host")
@@ -377,21 +296,3 @@ def _url(doc: Document, here: Path) -> Iterator[Problem]:
         address(url, ca_file=ca, cert_file=cert, key_file=key)
     except BadAddress as error:
         yield doc.problem(here, error.cause, hint=error.hint)
-
-
-def _number(value: Any) -> float:
-    """NaN for what is no number: it is neither smaller nor larger than anything, and pydantic says that it is none."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _names(doc: Document, here: Path) -> list[str]:
-    names = (_mapping(item).get("name") for item in _list(doc.at(here)))
-    return [name for name in names if isinstance(name, str)]
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
