@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import ipaddress
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join([*map(str, problems), f"{count} problem{'s' if count > 1 else ''}"]), file=sys.stderr)
         return 1
     plan = plan if args.plan else {}
-    warnings = check_needs.warnings(valid, lines, folder, registry)
+    warnings = sorted(
+        [*check_needs.warnings(valid, lines, folder, registry), *_doubts(valid, lines)], key=lambda problem: problem.line
+    )
     if args.json:
         told = {"warnings": list(map(dataclasses.asdict, warnings)), "notices": _notices(valid, args.file), "plan": plan}
         terminal.emit_json({"valid": True, "problems": [], **told})
@@ -66,6 +68,15 @@ def run(args: argparse.Namespace) -> int:
             columns = tuple(dict.fromkeys(column for row in rows for column in row)) or ("nothing to plan",)
             terminal.table(columns, [[row.get(column) for column in columns] for row in rows], f"\nplan of {device}")
     return 0
+
+
+def _doubts(config: Config, lines: Document) -> Iterator[Problem]:
+    """What works, and hardly as it was meant."""
+    for name, pipeline in config.pipelines.items():
+        if pipeline.window and pipeline.window.bad == "hold" and pipeline.window.filled_max == 0:
+            hint = "set filled_max to the number of values that may be stood in for in a window"
+            cause = "with filled_max 0 every window in which a value was held is discarded"
+            yield lines.problem(("pipelines", name, "window", "bad"), cause, value="hold", hint=hint)
 
 
 Plan = dict[str, list[dict[str, object]]]

@@ -53,6 +53,15 @@ def test_nothing_is_missing(check: Any) -> None:
     assert check(TEXT) == []
 
 
+def test_a_window_that_holds_values_and_may_have_none(check: Any) -> None:
+    window = "window: {count: 1, bad: hold}"
+    [warning] = check(TEXT.replace("window: {count: 1}", window))
+    assert (warning["path"], warning["value"]) == ("pipelines.anomaly.window.bad", "hold")
+    assert "is discarded" in warning["message"]
+    assert warning["hint"].startswith("set filled_max")
+    assert check(TEXT.replace("window: {count: 1}", window.replace("}", ", filled_max: 1}"))) == []
+
+
 def test_the_library_of_an_adapter_once_for_all_its_devices(check: Any) -> None:
     [warning] = check(TEXT, "pymodbus", "serial")
     assert warning == {
