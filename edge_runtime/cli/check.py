@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import ipaddress
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_runtime.config import Config, HttpsSink, MqttSink
@@ -41,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
     text = None
     try:
         text = config.text_of(args.file) if name != "<stdin>" else config.decoded(sys.stdin.buffer.read(), name)
-        valid = config.load(text, registry, Path(name))
         folder = Path() if name == "<stdin>" else args.file.resolve().parent
+        try:
+            valid = config.load(text, registry, Path(name))
+        except config.ConfigError as error:
+            raise config.ConfigError(_with_the_rest(error.problems, text, name, folder, registry)) from None
         lines = document.read(text, name)
         plan = _try_out(valid, lines, folder, registry)
     except config.ConfigError as error:
@@ -100,6 +103,50 @@ def _try_out(config: Config, lines: Document, folder: Path, registry: Registry) 
     return plan
 
 
+NO_DEVICE = "0" * 63
+"""Of a pipeline whose device or points are wrong: whether its model fits them nobody knows."""
+
+
+def _with_the_rest(problems: Sequence[Problem], text: str, name: str, folder: Path, registry: Registry) -> Sequence[Problem]:
+    """Of an invalid file, too, what is right is tried out: one wrong key does not hide a model that is not there."""
+    from edge_runtime.config import Config, ConfigError
+    from edge_runtime.document import DocumentError, read
+
+    try:
+        lines = read(text, name)
+        _try_out(Config.model_validate(_rest(lines, problems)), lines, folder, registry)
+    except DocumentError as error:
+        more = error.problems if isinstance(error, ConfigError) else ()
+        return sorted([*problems, *more], key=lambda problem: problem.line)
+    return problems
+
+
+def _rest(lines: Document, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Devices that are right as a whole, and of pipelines what is right of each."""
+    from edge_runtime.document import dotted
+
+    def right(*path: str | int) -> bool:
+        here = dotted(path)
+        return not any(one.path == here or one.path.startswith((f"{here}.", f"{here}[")) for one in problems)
+
+    def part(*path: str) -> dict[str, Any]:
+        value = lines.at(path)
+        return value if isinstance(value, dict) else {}
+
+    devices = {name: device for name, device in part("devices").items() if right("devices", name)}
+    pipelines = {}
+    for name in part("pipelines"):
+        here = ("pipelines", name)
+        kept = {key: value for key, value in part(*here).items() if right(*here, key)}
+        if "device" not in kept or not right(*here, "points"):
+            kept["device"] = NO_DEVICE
+        if all(one.path != dotted(here) for one in problems):
+            pipelines[name] = kept
+    rest = {"models_dir": lines.at(("models_dir",))} if ("models_dir",) in lines.lines and right("models_dir") else {}
+    offers = part("mesh").get("offers", []) if right("mesh", "offers") else []
+    return {"site": "s", "gateway": "g", **rest, "devices": devices, "pipelines": pipelines, "mesh": {"offers": offers}}
+
+
 def _check_models(config: Config, folder: Path, registry: Registry, note: Note) -> None:
     if not any(one.model for one in config.pipelines.values()) and not (config.mesh and config.mesh.offers):
         return
@@ -112,11 +159,11 @@ def _check_models(config: Config, folder: Path, registry: Registry, note: Note) 
     for name, pipeline in config.pipelines.items():
         if pipeline.model is None:
             continue
-        device = config.devices[pipeline.device]
-        declared = [registry[device.adapter].Point.model_validate(point).name for point in device.points]
         try:
             manifest = store.load(store.find(pipeline.model, folders)).manifest
-            window_points(name, pipeline, declared, manifest)
+            if device := config.devices.get(pipeline.device):
+                declared = [registry[device.adapter].Point.model_validate(point).name for point in device.points]
+                window_points(name, pipeline, declared, manifest)
             selection.able(manifest, selection.named(engines(), pipeline.engine), pipeline.accelerator)
         except EdgeError as error:
             note(("pipelines", name, "model"), error, pipeline.model)

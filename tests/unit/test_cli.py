@@ -267,6 +267,29 @@ def test_check_of_what_is_no_text() -> None:
         assert done.stderr.decode().startswith(f"<stdin>:{line}: is no text in UTF-8\n    hint: ")
 
 
+def test_one_wrong_key_does_not_hide_what_only_trying_out_finds() -> None:
+    """A model that is not there, and a point that no request can read: said beside all else."""
+    text = """\
+site: s
+gateway: g
+log: {lvl: info}
+devices:
+  press: {adapter: modbus, options: {host: h}, points: [{name: a, number: 40001, unti: bar}]}
+  saw: {adapter: modbus, options: {host: h, block_registers_max: 9}, points: [{name: t, number: 40100, type: string, length: 99}]}
+pipelines:
+  x: {device: press, window: {count: 1}, model: nowhere}
+  y: {device: sow, window: {count: 1}, model: nowhere, queue: 5}
+  z: 5
+  "a b": {device: saw, model: nowhere}
+mesh: {ofers: [nowhere], offers: [nowhere]}
+"""
+    done = _edge_runtime("check", "-", "--json", stdin=text)
+    problems = [(one["line"], one["path"]) for one in json.loads(done.stdout)["problems"]]
+    tried_out = [(6, "devices.saw"), (8, "pipelines.x.model"), (9, "pipelines.y.model"), (12, "mesh.offers[0]")]
+    assert [one for one in problems if one in tried_out] == tried_out
+    assert {(3, "log.lvl"), (5, "devices.press.points[0].unti"), (9, "pipelines.y.device"), (10, "pipelines.z")} <= {*problems}
+
+
 def test_check_finds_a_point_that_no_request_can_read() -> None:
     """The gateway would say so in its log, and never read that device."""
     point = "{name: text, address: 0, type: string, length: 250}"
