@@ -314,11 +314,12 @@ def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, i
     kind, value = item["type"], document.at(path)
     known = _fields(document, model, at, path[:-1])
     about = known.get(str(path[-1])) if path else None
-    description = (about.description or "") if about else ""
+    described = about or _owner(document, model, at, path)
+    description = (described.description or "") if described else ""
     if kind == "extra_forbidden":
         return document.problem(path, "unknown key", value=value, hint=closest(str(path[-1]), known, "the keys here are"))
     if kind == "missing":
-        return document.problem(path, "is missing", hint=_with_example(description, path, about))
+        return document.problem(path, "is missing", hint=wording.with_example(description, path[-1], about and about.examples))
     if kind == "string_pattern_mismatch" and (form := _FORMS.get(item["ctx"]["pattern"])):
         return document.problem(path, "is no name", value=value, hint=form)
     if kind in ("literal_error", "enum", "union_tag_invalid") and isinstance(value, str):
@@ -336,17 +337,17 @@ def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, i
         if kind == "model_type" and not (about and about.examples):
             description = f"{description}; its keys are {', '.join(_fields(document, model, at, path))}".lstrip("; ")
         written = wording.as_mapping(str(path[-1]), value, of_names=kind == "dict_type")
-        description = written or _with_example(description, path, about)
+        description = written or wording.with_example(description, path[-1], about and about.examples)
     elif kind == "union_tag_not_found":
         description = "give `type`"
     message = item["msg"] if kind != "union_tag_invalid" else f"should be {' or '.join(item['ctx']['expected_tags'].split(', '))}"
     return document.problem(path, wording.message(message), value=value, hint=description)
 
 
-def _with_example(description: str, path: Path, about: FieldInfo | None) -> str:
-    if about is None or not about.examples:
-        return description
-    return f"{description}; for instance `{path[-1]}: {json.dumps(about.examples[0], ensure_ascii=False)}`"
+def _owner(document: Document, model: type[BaseModel], at: Path, path: Path) -> FieldInfo | None:
+    """Of an item or a name, which are described nowhere: what the list or the mapping is for."""
+    above = (_fields(document, model, at, path[: end - 1]).get(str(path[end - 1])) for end in range(len(path) - 1, len(at), -1))
+    return next((found for found in above if found), None)
 
 
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
@@ -360,7 +361,7 @@ def closest(word: str, known: Iterable[str], otherwise: str) -> str:
         near = [as_written[name] for name in near]
         nearest = [f"`{name}`" for name, like in zip(near, likeness, strict=True) if like == likeness[0]]
         return f"{NEAR} {' or '.join(sorted(nearest))}?"
-    return f"{otherwise} {', '.join(names)}" if otherwise and names else ""
+    return f"{otherwise} {', '.join(names) or 'none'}" if otherwise else ""
 
 
 def _fields(document: Document, model: type[BaseModel], at: Path, path: Path) -> dict[str, FieldInfo]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _UNITS = {"s": "seconds", "ns": "nanoseconds", "bytes": "bytes", "hz": "Hz"}
@@ -32,6 +34,11 @@ def message(text: str) -> str:
     for theirs, ours in _PHRASES:
         text = text.replace(theirs, ours)
     return text[:1].lower() + text[1:]
+
+
+def with_example(description: str, key: str | int, examples: Sequence[Any] | None) -> str:
+    """What a key is for, and how it may be written."""
+    return f"{description}; for instance `{key}: {json.dumps(examples[0], ensure_ascii=False)}`" if examples else description
 
 
 def as_number(key: str, value: str) -> str:

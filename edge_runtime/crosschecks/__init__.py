@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edge_runtime.adapter import Adapter
@@ -60,11 +61,17 @@ def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> 
         return
     options = doc.at((*here, "options"))
     if isinstance(options, dict) or (*here, "options") not in doc.lines:
-        yield from validate(doc, schema.Options, (*here, "options"))
+        yield from _hinted(validate(doc, schema.Options, (*here, "options")), adapter)
     for number, point in enumerate(plain.items(doc.at((*here, "points")))):
         if isinstance(point, dict):
-            yield from validate(doc, schema.Point, (*here, "points", number))
+            yield from _hinted(validate(doc, schema.Point, (*here, "points", number)), adapter)
     yield from _twice(doc, (*here, "points"), "point", "device")
+
+
+def _hinted(problems: Iterable[Problem], adapter: str) -> Iterator[Problem]:
+    """What an adapter finds by itself comes without a hint."""
+    hint = f"see `edge-runtime adapters {adapter}`"
+    return (problem if problem.hint else replace(problem, hint=hint) for problem in problems)
 
 
 def _sessions(doc: Document, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
@@ -91,7 +98,7 @@ def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:
     declared = plain.names(doc, ("devices", device, "points")) if known else []
     wanted = plain.items(doc.at((*here, "points")))
     for number, point in enumerate(wanted):
-        if known and isinstance(point, str) and point not in declared:
+        if declared and isinstance(point, str) and point not in declared:
             hint = closest(point, declared, f"the points of {device} are")
             yield doc.problem((*here, "points", number), f"is no point of {device}", value=point, hint=hint)
         elif point in wanted[:number]:

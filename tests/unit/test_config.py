@@ -363,6 +363,20 @@ def test_a_window_by_time_that_has_room_for_its_samples() -> None:
         config.load(GOOD.replace("{count: 64, step: 16}", window), schemas)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "path", "hint"),
+    [
+        ("points: [force, temp]", "points: [force, null]", "pipelines.hot.points[1]", "Points in the model's order"),
+        ("lanes: [event, result]", "lanes: [event, 5]", "sinks.cloud.lanes[1]", "Which records go there"),
+        ("{type: mqtt, url: local}", "local", "sinks.site", "Where records go, by name"),
+        ("scale: 0.1", "low: 5, high: 4", "devices.press.points[0]", "see `edge-runtime adapters meter`"),
+    ],
+)
+def test_what_is_described_nowhere_has_the_hint_of_what_it_is_in(old: str, new: str, path: str, hint: str) -> None:
+    found = _problems(GOOD.replace(old, new, 1))
+    assert found[path][2].startswith(hint)
+
+
 class Valve(Meter):
     """Its options and its points go together, or not."""
 
