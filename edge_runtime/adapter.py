@@ -137,7 +137,9 @@ class Point(Options):
     high: float | None = Field(None, description="Above it (after scaling) the quality is bad: out of range")
     sentinels: tuple[float, ...] = Field((), description="Raw values by which the device says 'no value' (32767, -9999, ...)")
     deadband: float | None = Field(None, ge=0, description="Forwarded only when it moved by more than this (absolute)")
-    silence_max_s: float | None = Field(None, gt=0, description="... or when nothing was forwarded for this long")
+    silence_max_s: float | None = Field(
+        None, gt=0, le=366 * 86_400, description="... or when nothing was forwarded for this long"
+    )
 
     @property
     def is_text(self) -> bool:

@@ -18,7 +18,7 @@ Name = Annotated[str, Field(pattern=document.NAME)]
 """Names stand in MQTT topics and file names: letters, digits, - and _."""
 
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
-Bytes = Annotated[int, Field(ge=0)]
+Lasting = Annotated[float, Field(ge=0, le=366 * 86_400)]
 
 
 class Section(BaseModel):
@@ -165,8 +165,8 @@ class Rule(Section):
     )
     below: float | None = Field(None, description="Raise below this")
     hysteresis: float = Field(0.0, ge=0, description="Clear only when this far back inside the limit")
-    raise_after_s: float = Field(0.0, ge=0, description="Raise only when it has lasted this long")
-    clear_after_s: float = Field(0.0, ge=0, description="Clear only when it has been over for this long")
+    raise_after_s: Lasting = Field(0.0, description="Raise only when it has lasted this long")
+    clear_after_s: Lasting = Field(0.0, description="Clear only when it has been over for this long")
     severity: Literal["info", "warning", "critical"] = Field("warning", description="For people and dashboards")
     writes: list[Write] | None = Field(None, description="Points to write then: once, within their limits, and in the audit log")
 
@@ -201,7 +201,7 @@ class Pipeline(Section):
     deadline_s: Seconds = Field(2.0, description="With `mesh`: a window that a peer has not computed by then is computed here")
     priority: int = Field(5, ge=0, le=9, description="With `mesh`: windows of higher priority go first at a peer")
     queue_max: int = Field(
-        1_000, ge=1, description="Samples that may wait here; beyond it the oldest of a polled source are dropped and counted"
+        1_000, ge=1, le=10_000_000, description="Samples that may wait; then a polled source's oldest are dropped and counted"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ class Replay(Adapter):
 
     class Options(adapter.Options):
         file: str = Field(description="CSV file with a header line, relative to the configuration file")
-        rate_hz: float = Field(0.0, ge=0, description="Rows a second; 0: as fast as the rest of the gateway takes them")
+        rate_hz: float = Field(
+            0.0, ge=0, le=1_000_000, description="Rows a second; 0: as fast as the rest of the gateway takes them"
+        )
         loop: bool = Field(False, description="At the end start again; otherwise the device is done")
         batch_rows: int = Field(100, ge=1, le=10_000, description="Most rows handed on at once")
         delimiter: str = Field(",", min_length=1, max_length=1, description="Character between two cells")
@@ -123,13 +126,13 @@ class Replay(Adapter):
     def _take(self, count: int, late_s: float) -> list[Sample]:
         """The next rows, at least one; Exhausted when there is none. Each is stamped with the instant it was due."""
         now = self.context.clock.now()
-        step_s = 1.0 / self.context.options.rate_hz if self.context.options.rate_hz else 0.0
+        rate_hz = self.context.options.rate_hz or math.inf
         samples: list[Sample] = []
         while len(samples) < count:
             cells = self._next_row(wrap=not samples)
             if cells is None:
                 break
-            samples.append(self._sample(cells, _earlier(now, late_s - len(samples) * step_s)))
+            samples.append(self._sample(cells, _earlier(now, late_s - len(samples) / rate_hz)))
         if not samples:
             raise Exhausted
         self._played += len(samples)

@@ -76,6 +76,17 @@ def test_a_rate_is_kept_without_drift_and_rows_are_stamped_when_due(tmp_path: Pa
     run(scenario, seed=1)
 
 
+@pytest.mark.parametrize("rate_hz", [5e-324, 1e-300, 1e6])
+def test_a_rate_that_is_hardly_one_reads_the_first_row(tmp_path: Path, rate_hz: float) -> None:
+    async def scenario() -> None:
+        adapter = build(Replay, {"file": csv_file(tmp_path), "rate_hz": rate_hz}, POINTS)
+        await adapter.open()
+        assert (await adapter.read())[0].values == (1.5, 1)
+        await adapter.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_read_loses_no_row(tmp_path: Path) -> None:
     async def scenario() -> None:
         adapter = build(Replay, {"file": csv_file(tmp_path), "rate_hz": 10}, POINTS)
