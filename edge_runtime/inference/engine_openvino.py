@@ -124,6 +124,8 @@ class OpenvinoEngine:
             raise EngineMissing(f"openvino cannot be loaded: {error}", "reinstall it") from error
         if self._core is None:
             self._core = openvino.Core()
+            # Weights that stay mapped change with the file: somebody copies a new one over it, and the process dies of SIGBUS.
+            self._core.set_property({"ENABLE_MMAP": False})
         return openvino, self._core
 
 

@@ -176,6 +176,32 @@ def test_a_file_that_is_not_the_one_of_the_manifest_is_refused(folder: Path) -> 
     run(test)
 
 
+@pytest.mark.parametrize(("engine", "file"), [("tflite", "fp32.tflite"), ("openvino", "fp32.xml"), ("openvino", "fp32.onnx")])
+def test_a_file_that_is_overwritten_while_it_is_in_use_changes_nothing(
+    known: KnownAnswers, folder: Path, engine: str, file: str
+) -> None:
+    """`cp` of a new model onto the old one. Weights that are mapped would be other ones from then on; of a file that became
+    shorter, the process would die of SIGBUS."""
+
+    def only(data: dict[str, Any]) -> None:
+        data["artefacts"] = [one for one in data["artefacts"] if one["file"] == file]
+
+    def overwrite() -> None:
+        for each in folder.glob("fp32.*"):
+            with each.open("r+b") as there:
+                there.write(bytes(each.stat().st_size))
+
+    async def scenario() -> None:
+        edit(folder, only)
+        model = await opened(engine, reference=str(folder))
+        before = [(await model.infer(window)).outputs for window in known.windows[:5]]
+        overwrite()
+        assert [(await model.infer(window)).outputs for window in known.windows[:5]] == before
+        model.close()
+
+    run(scenario)
+
+
 def test_a_model_that_has_another_shape_than_its_manifest_is_refused_with_the_reason(folder: Path) -> None:
     def swap(data: dict[str, Any]) -> None:
         for artefact in data["artefacts"]:
