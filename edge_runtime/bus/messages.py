@@ -129,7 +129,7 @@ def unpack(payload: bytes, kind: type[M], opened: Callable[[bytes], bytes] = _as
     what = kind.__name__.lower()
     try:
         message = msgspec.json.decode(opened(inflate(payload)).decode(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # arrays in arrays, in a record's body
         raise BadMessage(f"{what}: {error}", "see docs/receiver.md for the format") from None
     if message.v != VERSION:
         raise BadMessage(f"{what}: version {message.v}, this side speaks {VERSION}", "update the older side")

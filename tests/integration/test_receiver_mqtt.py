@@ -99,7 +99,8 @@ def test_thousands_of_batches_that_waited_at_the_broker(tmp_path: Path) -> None:
 
 
 def test_a_bad_batch_is_refused_once_and_blocks_nothing(broker: Broker, far_end: ReceiverProcess) -> None:
-    bad = [b"", b"garbage", b"\x1f\x8bgarbage", payload(1, 10)[:-3], b'{"v":2}', payload(1, 1, gateway="other")]
+    deep = payload(1, 1).replace(b'{"n":1,', b'{"n":' + b"[" * 100_000 + b"]" * 100_000 + b",")
+    bad = [b"", b"garbage", b"\x1f\x8bgarbage", payload(1, 10)[:-3], b'{"v":2}', payload(1, 1, gateway="other"), deep]
 
     async def main() -> None:
         async with listening(broker) as connection:

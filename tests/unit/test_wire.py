@@ -77,6 +77,7 @@ def change(path: str, value: object) -> bytes:
         (gzip.compress(json.dumps(GOOD).encode()) + b"x", "truncated"),
         (gzip.compress(bytes(messages.BATCH_BYTES_MAX + 1)), "more than"),
         (bytes(messages.BATCH_BYTES_MAX + 1), "at most"),
+        (json.dumps(GOOD).replace('{"n": 1}', "[" * 100_000 + "]" * 100_000).encode(), "recursion"),
     ],
 )
 def test_what_is_refused(payload: bytes, words: str) -> None:

@@ -168,7 +168,7 @@ class HttpsSink:
             return answer
         try:
             failure = msgspec.json.decode(body, type=Failure)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             failure = Failure(_shown(body, show))
         if failure.refused == digest:
             raise Refused(f"{self._url}: {failure.cause}", failure.hint)
