@@ -153,6 +153,8 @@ def _export(file: Path, lanes: list[Lane], form: str, output: Path | None) -> No
     from edge_runtime.cli import outbox_look
     from edge_runtime.ports import EdgeError
 
+    if output is not None and output.exists() and any(output.samefile(each) for each in outbox_look.files(file)):
+        raise EdgeError(f"{output}: belongs to the outbox that is to be exported", "write into another file")
     write = _write_csv if form == "csv" else _write_jsonl
     total = outbox_look.count(file, lanes)
     rows = _with_progress(outbox_look.records(file, lanes), total, to_terminal=output is None and sys.stdout.isatty())

@@ -111,7 +111,7 @@ def look(path: Path, clock: Clock) -> Look:
         database.execute("BEGIN")  # one snapshot for all of it
         found = Look(
             file=str(path),
-            size_bytes=sum(each.stat().st_size for each in _files(path) if each.exists()),
+            size_bytes=sum(each.stat().st_size for each in files(path)),
             lanes=_lanes(database, clock),
             sinks=[],
             gaps=_gaps(database),
@@ -133,8 +133,9 @@ def _pipelines(database: Database) -> dict[str, int]:
     return found
 
 
-def _files(path: Path) -> list[Path]:
-    return [path, *(path.with_name(path.name + suffix) for suffix in SIDE_FILES)]
+def files(path: Path) -> list[Path]:
+    """Of an outbox: those that are there."""
+    return [each for suffix in ("", *SIDE_FILES) if (each := path.with_name(path.name + suffix)).exists()]
 
 
 def _lanes(database: Database, clock: Clock) -> list[LaneLook]:

@@ -340,6 +340,21 @@ def test_an_output_that_cannot_be_written_is_told(stopped: Path, tmp_path: Path,
     assert f"error: {tmp_path}/no/rows: No such file or directory" in capsys.readouterr().err
 
 
+def test_an_outbox_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "outbox.db"
+    (tmp_path / "rows").symlink_to(path)
+
+    async def exported_meanwhile(store: Store) -> None:
+        await _fill(store)
+        for name in ("outbox.db", "outbox.db-wal", "rows"):
+            assert await asyncio.to_thread(cli.main, ["outbox", str(path), "export", "--output", str(tmp_path / name)]) == 1
+            assert f"{name}: belongs to the outbox" in capsys.readouterr().err
+
+    asyncio.run(_with_store(path, exported_meanwhile))
+    assert cli.main(["outbox", str(path), "--json"]) == 0
+    assert {each["lane"]: each["records"] for each in json.loads(capsys.readouterr().out)["lanes"]}["result"] > 0
+
+
 def test_standard_output_on_a_full_disk_is_told(stopped: Path) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
