@@ -132,6 +132,8 @@ class Delivery:
         receipt = await self._sink.send(records)
         await self._take(receipt)
         lane, sent = records[0].lane, intervals.of(record.seq for record in records)
+        # These very ids, also where a damaged disk has given one an epoch that we do not know: it would be sent for ever.
+        self._done_with(lane, intervals.intersection(sent, receipt.ranges.get((records[0].epoch, lane), ())))
         if intervals.subtract(sent, self.course.done[lane]):
             raise SinkError("the far end's receipt does not cover what was sent", "see the receiver's log")
         self._wait_s = BACKOFF_S_MIN  # not when it is only open: one that takes nothing must not be asked ten times a second
@@ -144,8 +146,12 @@ class Delivery:
 
     async def _take(self, receipt: Receipt) -> None:
         for lane, ranges in (await self._store.learn(receipt)).items():
-            if lane in self.course.done and intervals.subtract(ranges, self.course.done[lane]):
-                self._finish(lane, ranges)
+            if lane in self.course.done:
+                self._done_with(lane, ranges)
+
+    def _done_with(self, lane: Lane, ranges: Ranges) -> None:
+        if intervals.subtract(ranges, self.course.done[lane]):
+            self._finish(lane, ranges)
 
     def _finish(self, lane: Lane, ranges: Ranges) -> None:
         self.course.finish(lane, ranges)

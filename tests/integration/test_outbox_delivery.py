@@ -154,6 +154,28 @@ class Opens(FakeSink):
         raise SinkError("500", "see the server's log")
 
 
+def test_a_record_whose_epoch_was_damaged_holds_up_nothing(tmp_path: Path) -> None:
+    """A bit of the disk turned over in it: no epoch of ours."""
+
+    async def scenario() -> None:
+        far_end = FakeReceiver()
+        site = Site(tmp_path / "outbox.db")
+        await site.start({})
+        await site.commit(20)
+        await site.stop()
+        database = FileDisk(100).open(tmp_path / "outbox.db")
+        database.execute("UPDATE lane_result SET epoch = epoch + 1 WHERE seq = 7")
+        database.close()
+        site = Site(tmp_path / "outbox.db")
+        await site.start({"cloud": sink(far_end)})
+        async with asyncio.timeout(20):
+            await site.deliveries["cloud"].drained()
+        await site.stop()
+        assert arrived(far_end) == [f"r{n}" for n in range(20)]
+
+    run(scenario, seed=1)
+
+
 def test_one_that_opens_and_takes_nothing_is_not_asked_ten_times_a_second(tmp_path: Path) -> None:
     async def scenario() -> None:
         site, opens = Site(tmp_path / "outbox.db"), Opens(FakeReceiver(), "gw", random.Random(1))
