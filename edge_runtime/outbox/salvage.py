@@ -2,16 +2,19 @@
 
 One damaged page makes every scan that meets it fail, not the rows before and after it. So rows are read in order of their key;
 where that fails, the next key that can be read is searched by doubling steps, and the hole in between becomes a gap record.
+Other damage hides rows without an error (a page with fewer cells, or one that belongs elsewhere): what is missing between rows
+that are there becomes a gap record as well, unless it was delivered or told before. (The cap takes the oldest, none between.)
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from edge_runtime.outbox import intervals, tables
-from edge_runtime.outbox.database import DiskError
+from edge_runtime.outbox.database import DiskError, corrupt
 from edge_runtime.outbox.epochs import Epoch, span
 from edge_runtime.ports import Database, Ranges
 from edge_runtime.records import LANES, Gap, Lane
@@ -19,6 +22,9 @@ from edge_runtime.records import LANES, Gap, Lane
 CHUNK_ROWS = 64
 KEY_MAX = tables.ROW_MAX
 PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused", "sinks", "imported")
+HIDDEN_MAX = 2**20
+"""Rows between two that are there. Where there are more, numbers were kept free (importing.RESERVED), or one is damaged."""
+
 SAMPLE_TYPES = (int, str, bytes)
 REASON = "disk corrupt"
 
@@ -46,11 +52,11 @@ def salvage(
         old.close()
     known = _complete_epochs(new, epochs)
     upto = {lane: max(heads[lane], seq) for lane, seq in tables.heads(new).items()}
-    delivered = _delivered(new)
+    delivered, told = _delivered(new), _told(new)
     lost = [
         gap
         for lane in LANES
-        for hole in intervals.subtract(tuple(holes[lane]), delivered.get(lane, ()))
+        for hole in intervals.subtract(_missing(new, lane, holes[lane], told.get(lane, ())), delivered.get(lane, ()))
         for gap in _gaps(lane, hole, known, upto)
     ]
     return lost, intervals.size(tuple(samples))
@@ -63,11 +69,30 @@ def _gaps(lane: Lane, hole: Hole, epochs: Sequence[Epoch], heads: Mapping[Lane, 
             yield Gap(lane=lane, epoch=epoch.name, first=first, last=last, count=last - first + 1, reason=REASON)
 
 
+def _missing(new: Database, lane: Lane, holes: Sequence[Hole], told: Ranges) -> Ranges:
+    """What could not be read, and what does not stand between rows that could be."""
+    there = tables.ranges(new, lane)
+    between = tuple((first, last) for (_, first), (last, _) in pairwise(there))
+    hidden = intervals.normalise((first + 1, last - 1) for first, last in between if last - first < HIDDEN_MAX)
+    return intervals.subtract(intervals.normalise((*holes, *intervals.subtract(hidden, told))), there)
+
+
+def _told(new: Database) -> dict[Lane, Ranges]:
+    """What gap records that still wait declare gone."""
+    found: dict[Lane, list[Hole]] = {}
+    for _, _, gap in tables.oldest_gaps(new, KEY_MAX):
+        found.setdefault(gap.lane, []).append((gap.first, gap.last))
+    return {lane: intervals.normalise(ranges) for lane, ranges in found.items()}
+
+
 def _delivered(new: Database) -> dict[Lane, Ranges]:
-    """What every sink has that has taken anything of a lane: it was purged, or may be; it is not lost."""
+    """What every sink has that takes a lane (where the file does not tell: that has taken anything of it): it was purged, or may
+    be; it is not lost."""
     found: dict[Lane, Ranges] = {}
-    for (_, lane), ranges in tables.acknowledged(new).items():
-        found[lane] = intervals.intersection(found[lane], ranges) if lane in found else ranges
+    takers = tables.sinks(new)
+    for (sink, lane), ranges in tables.acknowledged(new).items():
+        if not takers or (sink in takers and lane in takers[sink][0]):
+            found[lane] = intervals.intersection(found[lane], ranges) if lane in found else ranges
     return found
 
 
@@ -127,7 +152,7 @@ def _readable(old: Database, table: str, key: str, holes: list[Hole]) -> Iterato
     last = 0
     while True:
         try:
-            rows = _after(old, table, key, last, CHUNK_ROWS)
+            rows = _in_order(_after(old, table, key, last, CHUNK_ROWS + 1))[:CHUNK_ROWS]
         except DiskError:
             rows = _one_by_one(old, table, key, last)
             if not rows:
@@ -144,7 +169,20 @@ def _readable(old: Database, table: str, key: str, holes: list[Hole]) -> Iterato
 
 
 def _after(old: Database, table: str, key: str, last: int, limit: int) -> list[Any]:
-    return tables.rows(old, f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", last, limit)
+    found = tables.rows(old, f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", last, limit)
+    past = [row for row in found if row[0] > last]
+    if found and not past:  # a page that belongs elsewhere: to go on from its keys would be to go in circles
+        raise corrupt(f"{table}: keys that go back")
+    return past
+
+
+def _in_order(rows: list[Any]) -> list[Any]:
+    """Without those whose key is damaged, or that belong elsewhere: they stand before smaller ones."""
+    kept: list[Any] = []
+    for row in reversed(rows):
+        if not kept or row[0] < kept[-1][0]:
+            kept.append(row)
+    return kept[::-1]
 
 
 def _one_by_one(old: Database, table: str, key: str, last: int) -> list[Any]:

@@ -148,17 +148,26 @@ def read(
     bytes_max: int = ROW_MAX,
 ) -> list[Record]:  # fmt: skip
     """Records first..last, in order: at most `limit`, and no more once their bodies have `bytes_max` bytes. Where a boot's clock
-    became right later, its records are re-stamped here."""
-    found, size_bytes = [], 0
+    became right later, its records are re-stamped here.
+
+    A damaged seq makes SQLite end too early, without an error. Who reads would take what is behind it for evicted: so it is
+    looked for from the other side as well."""
+    found, size_bytes, before = [], 0, first - 1
     for row in database.execute(
         f"SELECT seq, epoch, source, boot, mono_ns, wall_ns, synced, uniq, body FROM lane_{lane} "
         "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
         (first, last, limit),
     ):
+        if row[0] <= before:
+            raise corrupt(f"lane_{lane}: row {row[0]} behind row {before}")
+        before = row[0]
         found.append(_record(lane, row, known))
         size_bytes += len(found[-1].body)
         if size_bytes >= bytes_max:
             break
+    newest = f"SELECT 1 FROM lane_{lane} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC LIMIT 1"
+    if not found and rows(database, newest, first, last):
+        raise corrupt(f"lane_{lane}: rows of {first}..{last} are there, and are not found")
     return found
 
 
@@ -175,6 +184,16 @@ def _record(lane: Lane, row: tuple[Any, ...], known: Mapping[int, tuple[str, int
 def oldest(database: Database, lane: Lane, limit: int) -> list[tuple[int, int, int]]:
     """(seq, epoch, bytes) of the oldest records."""
     return rows(database, f"SELECT seq, epoch, length(body) FROM lane_{lane} ORDER BY seq LIMIT ?", limit)
+
+
+def ranges(database: Database, lane: Lane) -> Ranges:
+    """Seqs that are there. Reads all of them."""
+    found = rows(
+        database,
+        f"SELECT min(seq), max(seq) FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island FROM lane_{lane}) "
+        "GROUP BY island ORDER BY island",
+    )
+    return tuple((first, last) for first, last in found)
 
 
 def within(database: Database, lane: Lane, first: int, last: int, rows_max: int, bytes_max: int) -> int:

@@ -215,7 +215,41 @@ def _index_page(path: Path) -> None:
     flip(path, (page - 1) * PAGE_BYTES)
 
 
-DAMAGES = [_rot, _garbage_header, _truncated, _truncated_within_a_page, _all_garbage, _index_page]
+def _leaves(path: Path) -> list[int]:
+    """Offsets of the leaves of lane_result that hold nothing but rows 502 to 900, in order."""
+    raw = path.read_bytes()
+    found = {}
+    for at in range(0, len(raw), PAGE_BYTES):
+        page = raw[at : at + PAGE_BYTES]
+        pointers = [int.from_bytes(page[8 + 2 * n : 10 + 2 * n], "big") for n in range(int.from_bytes(page[3:5], "big"))]
+        keys = [(page[each + 2] & 127) << 7 | page[each + 3] for each in pointers] if page[0] == 13 else []
+        if keys and b"press" in page and 501 < keys[0] <= keys[-1] < 900:
+            found[keys[0]] = at
+    return [found[key] for key in sorted(found)]
+
+
+def _cells_fewer(path: Path) -> None:
+    """A leaf with three rows less, and a row that shows the damage."""
+    _page_elsewhere(path, count_only=True)
+
+
+def _page_elsewhere(path: Path, *, count_only: bool = False) -> None:
+    """A leaf stands where the one behind it was (a write that went astray), and a row that shows the damage."""
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    database.execute("UPDATE lane_result SET epoch = 'x' WHERE seq = 950")
+    database.commit()
+    database.close()
+    _, first, second, *_ = _leaves(path)
+    raw = bytearray(path.read_bytes())
+    if count_only:
+        raw[first + 3 : first + 5] = (int.from_bytes(raw[first + 3 : first + 5], "big") - 3).to_bytes(2, "big")
+    else:
+        raw[second : second + PAGE_BYTES] = raw[first : first + PAGE_BYTES]
+    path.write_bytes(raw)
+
+
+DAMAGES = [_rot, _garbage_header, _truncated, _truncated_within_a_page, _all_garbage, _index_page, _cells_fewer, _page_elsewhere]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
@@ -405,6 +439,28 @@ def test_a_row_that_sqlite_takes_for_one_and_is_none(tmp_path: Path) -> None:
             assert [gap.first for gap in gaps_of(await everything(store, Lane.GAP))] == [700]
             assert len(records) == ROWS - 500 - 1
             assert all(lane in store.heads for lane in LANES)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_damaged_seq_hides_nothing_that_is_behind_it(tmp_path: Path) -> None:
+    """SQLite ends there without an error; what stood behind it was taken for evicted."""
+    path = tmp_path / "outbox.db"
+    [epoch] = make(path)
+    _, leaf, *_ = _leaves(path)
+    raw = bytearray(path.read_bytes())
+    number = int.from_bytes(raw[leaf + 3 : leaf + 5], "big") // 2
+    cell = leaf + int.from_bytes(raw[leaf + 8 + 2 * number : leaf + 10 + 2 * number], "big")
+    damaged = (raw[cell + 2] & 127) << 7 | raw[cell + 3]
+    raw[cell + 2] |= 64  # 2 bytes of seq: 14 bits
+    path.write_bytes(raw)
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            records = await everything(store)
+            assert [each.seq for each in records] == [seq for seq in range(501, ROWS + 1) if seq != damaged]
+            assert {each.epoch for each in records} == {epoch}
+            assert await accounted(store, Lane.RESULT) == ((501, store.heads[Lane.RESULT]),)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
