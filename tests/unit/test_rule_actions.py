@@ -52,6 +52,23 @@ def test_an_alarm_writes_its_point_once_and_the_log_tells_why(tmp_path: Path) ->
     simulated(scenario, tmp_path)
 
 
+def test_no_log_tells_what_a_rule_was_to_write(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        whole = settings(value=2718)
+        whole["devices"]["d"]["points"][1] = {"name": "stop", "sentinels": [2718], "write": {"allowed": [2718]}}
+        async with Steered(site, **whole).running():
+            await until(lambda: site.events("rule_action"))
+            assert "2718" not in str(site.events("rule_action"))
+            number = int(site.events("rule_action")[0]["cause"].split()[2])
+        database = open_read_only(tmp_path / "data" / "audit.db")
+        found = [each for each, _ in entries(database, tmp_path / "data") if each.kind == "rule"]
+        database.close()
+        assert found[0].n == number
+        assert "2718 " in found[1].why
+
+    simulated(scenario, tmp_path)
+
+
 def test_a_value_that_the_point_may_not_have_is_refused(tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         whole = settings(value=2)
