@@ -230,7 +230,11 @@ class Book:
         why = [*self._book.notes, *(f"configuration {number} was reverted: {cause}" for number, _, cause in step.left)]
         if not step.reads_file:
             news = "reverted" if step.file_given_up else news
-            of_file = {"rejected": "the file is not valid", "reverted": "the file was taken back", "missing": "there is no file"}
+            of_file = {
+                "rejected": "the file is not valid",
+                "reverted": "the file was taken back",
+                "missing": "the file cannot be read",
+            }
             if news in of_file and not more:
                 why.append(of_file[news] + (f": {held.cause}" if held and held.cause and news != "missing" else ""))
         why += [text for text in (more, life.why if not step.left else "") if text]

@@ -213,7 +213,7 @@ def test_an_invalid_file_starts_what_was_active_and_says_so(tmp_path: Path) -> N
         assert "line 1" in start.why
         gone = new_book(tmp_path, boot="b4")
         start = await gone.start(None)
-        assert (start.mode, start.text, start.why) == ("last_good", effective(FILE), "there is no file")
+        assert (start.mode, start.text, start.why) == ("last_good", effective(FILE), "the file cannot be read")
 
     simulated(scenario)
 
