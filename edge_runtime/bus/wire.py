@@ -210,7 +210,6 @@ class Wire:
 
 async def dial(address: Address) -> Wire:
     """One attempt at each of the host's addresses. Raises BrokerError; may be cancelled."""
-    context = tls.context(address) if address.tls else None
     last = OSError(f"no address for {address.host}")
     for family, where in await _resolve(address):
         with contextlib.ExitStack() as cleanup:
@@ -222,8 +221,8 @@ async def dial(address: Address) -> Wire:
                 last = error
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if context is not None:
-                sock = cleanup.enter_context(await _handshake(context, sock, address))
+            if address.tls:  # not before: a host that looks for rivals all day finds nobody, and a context takes 1 ms and more
+                sock = cleanup.enter_context(await _handshake(tls.context(address), sock, address))
             cleanup.pop_all()
             return Wire(sock, quickack=not address.site_ca)
     hint = "is the broker running, is the port right?" if isinstance(last, ConnectionRefusedError) else "is the network up?"
