@@ -198,19 +198,19 @@ class Bus(Protocol):
 
 
 class Host(Protocol):
-    """A broker that we start ourselves, as a child process."""
+    """A broker that we start ourselves, as a child process. While it is not `up`, whoever answers at its address is somebody
+    else, who took the port meanwhile."""
 
     async def start(self) -> Address:
         """Returns when it accepts connections; the address is the one for us on this machine. Raises BrokerError."""
         ...
 
-    async def run(self) -> None:
-        """Keeps it running; returns after `stop`."""
-        ...
+    async def run(self) -> None: ...  # keeps it running; returns after `stop`
 
-    async def stop(self) -> None:
-        """May be called again, and before `start`."""
-        ...
+    @property
+    def up(self) -> bool: ...
+
+    async def stop(self) -> None: ...  # may be called again, and before `start`
 
 
 # --- the mesh --------------------------------------------------------------------------------------------------------

@@ -93,6 +93,11 @@ class BrokerHost:
         return self._program
 
     @property
+    def up(self) -> bool:
+        """Its process lives."""
+        return self._child is not None and self._child.returncode is None
+
+    @property
     def refused(self) -> Mapping[str, int]:
         """Clients and publishes: by reason, as mosquitto tells, since `start`; see refusals.py."""
         return self._refusals.counts
@@ -151,7 +156,7 @@ class BrokerHost:
         are back after 0.25 s.
         """
         before, child = self._applied, self._child
-        if child is None or child.returncode is not None or self._state() == before:
+        if child is None or not self.up or self._state() == before:
             return
         try:
             self._write_access()

@@ -119,6 +119,8 @@ class Hosting:
             await asyncio.sleep(self._dice.uniform(*AGAIN_S))
 
     async def _live_once(self, address: Address) -> None:
+        if not self._host.up:
+            raise BrokerError("the broker that this gateway hosts does not run", "see broker_died in the log")
         run = self._dice.token()
         where = self._dress(address)
         will = self._will(run)

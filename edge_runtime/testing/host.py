@@ -37,6 +37,10 @@ class FakeHost:
         self._ours = False
         self.program = "simulated"
 
+    @property
+    def up(self) -> bool:
+        return self._ours and not self._broker.died.is_set()
+
     async def start(self) -> Address:
         await self._launch()
         return Address(host="127.0.0.1", port=self._broker.port)

@@ -86,6 +86,23 @@ class HostSuite:
 
         self.play(scenario)
 
+    def test_it_is_up_while_its_own_process_lives(self) -> None:
+        """Whoever answers at its address when it is not is somebody else."""
+
+        async def scenario(kit: HostsInTest) -> None:
+            host = kit.new()
+            seen = [host.up]
+            async with started(host) as address, asyncio.timeout(FAR_TOO_LONG_S):
+                seen.append(host.up)
+                kit.kill(host)
+                while seen[-3:] != [True, False, True]:
+                    await asyncio.sleep(AGAIN_S / 10)
+                    seen += [host.up] if host.up != seen[-1] else []
+                await (await kit.bus.connect(address)).close()
+            assert [*seen, host.up] == [False, True, False, True, False]
+
+        self.play(scenario)
+
     def test_stop_before_start_and_stop_twice(self) -> None:
         async def scenario(kit: HostsInTest) -> None:
             host = kit.new()

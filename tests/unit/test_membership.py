@@ -321,6 +321,25 @@ def test_another_sites_broker_and_a_foreign_one_are_passed_over() -> None:
     simulate(scenario)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_broker_dies_and_somebody_else_takes_its_port(seed: int) -> None:
+    """What answers there is not ours: nothing is said to it, least of all that the site's broker is there."""
+
+    async def scenario(site: Site) -> None:
+        site.start(*names(3))
+        await site.settled()
+        await asyncio.sleep(5)
+        site.brokers["gw-01", 1883].kill()
+        stranger = FakeBroker(site.lan, "gw-01")
+        await site.settled("gw-02", "gw-03", within_s=3)
+        await site.settled(within_s=8)
+        await site.stays(10)
+        assert site.hosts == ["gw-02"]
+        assert not stranger.retained
+
+    simulate(scenario, seed=seed)
+
+
 def test_an_external_broker_is_followed_for_ever_and_nobody_is_asked_or_told() -> None:
     async def scenario(site: Site) -> None:
         plant = FakeBroker(site.lan, "plant-broker", running=False)
