@@ -116,6 +116,8 @@ class Membership:
         """Name of the host that we had last."""
         self._client = dice.token()
         """Of our client id, and told to nobody: whoever of the site comes with the id of another one throws it out."""
+        self._torn = False
+        """The broker we had went without a word. Else one has just answered: behind a slow link it needs that time again."""
         self._turn = 0
         self._again_ns = 0
         """Not before then do we try to host again."""
@@ -191,7 +193,7 @@ class Membership:
             self._hear()
             hosts = self._said_to_host()
             if not pinned or self._hints:
-                hurry = not cold and self._clock.mono_ns() - began_ns < HURRY_S * 1e9
+                hurry = self._torn and not cold and self._clock.mono_ns() - began_ns < HURRY_S * 1e9
                 home = await self._ask(silent, QUICK_S if hurry else None)
                 if home is not None:
                     return home
@@ -254,14 +256,14 @@ class Membership:
         began_ns = self._clock.mono_ns()
         try:
             await self._serve(home)
-            self._failures = 0
+            self._failures, self._joined, self._torn = 0, False, False
         except BrokerError as error:
             # One that lived longer than the longest pause needs none: that pause would only keep the site without a broker.
             lived = self._clock.mono_ns() - began_ns > BACKOFF_S_MAX * 1e9
             self._failures = 0 if lived else self._failures + 1
             if self._joined or error.cause != self._cause:
                 self._log.warning("broker_lost", host=home.host, cause=error.cause, hint=error.hint)
-            self._joined, self._cause, self._hint = False, error.cause, error.hint
+            self._torn, self._joined, self._cause, self._hint = self._joined, False, error.cause, error.hint
         self._before = home.host
         self._hints = tuple(dict.fromkeys((*self._hints, Endpoint(home.address.host, home.address.port))))
         if self._failures:
@@ -343,7 +345,7 @@ class Membership:
                 dress=self._dress, begun=self._begun, learn=self._learn, changed=self._discovery.changed,
             )  # fmt: skip
             rival = await hosting.run()
-            self._hints = rival.endpoints if rival is not None else ()
+            self._hints, self._torn = rival.endpoints if rival is not None else (), rival is None
             if rival is None:
                 self._refused(BrokerError("the broker that this gateway hosts does not stay up", "see broker_died in the log"))
         except BrokerError as error:

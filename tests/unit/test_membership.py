@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from memberships import Site, simulate
@@ -13,6 +14,7 @@ from edge_runtime.mesh.election import GRACE_S, SLOT_S, YIELD_S
 from edge_runtime.mesh.membership import EXTERNAL_S_MAX
 from edge_runtime.ports import Address, Endpoint
 from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.lan import Line
 from edge_runtime.testing.network import FakeBroker
 
 SEEDS = range(3)
@@ -302,6 +304,27 @@ def test_two_start_without_a_word_of_each_other_and_meet(seed: int) -> None:
         site.lan.heal()
         await site.settled(within_s=5)
         assert site.hosts == ["gw-01"]
+
+    simulate(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_behind_a_slow_link_one_that_steps_down_waits_for_the_answer(seed: int) -> None:
+    """0.3 s there and back. Were it not given the time, it would host again, and step down again, for ever."""
+
+    async def scenario(site: Site) -> None:
+        for pair in itertools.permutations(names(3), 2):
+            if "gw-02" in pair:
+                site.lan.lines[pair] = Line(delay_s=(0.14, 0.16), stalls=0.05)
+        site.lan.part(["gw-01", "gw-03"], ["gw-02"])
+        site.start(*names(3))
+        await asyncio.sleep(5)
+        site.lan.heal()
+        await site.settled(within_s=12)
+        hostings = site.nodes["gw-02"].hostings
+        await asyncio.sleep(60)
+        assert site.agreed(), site.report()
+        assert site.nodes["gw-02"].hostings - hostings <= 1
 
     simulate(scenario, seed=seed)
 
