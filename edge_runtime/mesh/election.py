@@ -31,6 +31,10 @@ DISCOVER_S = 0.6
 GRACE_S = 0.4
 """After a broker was lost, before the first one's turn: a broker that crashed is started again where it was."""
 
+LATER_S = 3.0
+"""More grace where no broker was lost, but one that answered a moment ago does not now: it is asked once more meanwhile, for on a
+bad link a packet may have been lost."""
+
 SLOT_S = 0.6
 """Each one's turn: to start a broker, and for the others to find it. A host that is cut off is missed by some half a second later
 than by others: shorter turns would make two hosts of it."""
@@ -120,11 +124,12 @@ def position(me: Candidate, known: Iterable[Candidate], gone: Collection[str] = 
     return ahead
 
 
-def turn_s(ahead: int, *, cold: bool, pinned: bool) -> float:
-    """When our turn to host comes, counted from when we began to look. `cold`: we never had a broker."""
+def turn_s(ahead: int, *, cold: bool, pinned: bool, torn: bool = True) -> float:
+    """When our turn to host comes, counted from when we began to look. `cold`: we never had a broker; `torn`: we had one, and it
+    went without a word."""
     if pinned:
         return 0.0
-    return (DISCOVER_S if cold else GRACE_S) + ahead * SLOT_S
+    return (DISCOVER_S if cold else GRACE_S if torn else GRACE_S + LATER_S) + ahead * SLOT_S
 
 
 # --- being the host ---------------------------------------------------------------------------------------------------

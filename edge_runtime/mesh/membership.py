@@ -188,7 +188,7 @@ class Membership:
         mode, began_ns = self._settings.broker.mode, self._clock.mono_ns()
         pinned, cold, gone = mode == "hosted", self.candidates.cold, (self._before,) if self._before else ()
         silent: dict[Endpoint, int] = {}
-        jitter_s, pause_s = self._dice.uniform(0.0, election.SLOT_S / 5), PAUSE_S_MIN
+        jitter_s, pause_s = self._dice.uniform(0.0, 0.0 if pinned else election.SLOT_S / 5), PAUSE_S_MIN
         while True:
             self._hear()
             hosts = self._said_to_host()
@@ -201,7 +201,7 @@ class Membership:
             left_s = BACKOFF_S_MAX
             if election.may_host(self._settings) and self._clock.mono_ns() >= self._again_ns:
                 ahead = election.position(self.candidates.me, self.candidates.there(), gone, silent)
-                left_s = election.turn_s(ahead, cold=cold, pinned=pinned) + (0 if pinned else jitter_s) - waited_s
+                left_s = election.turn_s(ahead, cold=cold, pinned=pinned, torn=self._torn) + jitter_s - waited_s
                 if left_s <= 0:
                     return None
             await self._pause(min(left_s, self._dice.uniform(pause_s / 2, pause_s)), hosts)
