@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import math
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -113,6 +114,8 @@ class Replay(Adapter):
         try:
             if self._file is not None:
                 self._file.close()
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait, and all others with it, until somebody writes
+                raise Unusable(f"{path} is no regular file", "a pipe or a device cannot be played back: give a CSV file")
             # A byte that is no UTF-8 makes a bad cell, not a bad file.
             self._file = path.open(newline="", encoding="utf-8-sig", errors="replace")
             self._rows = _rows(self._file, options.delimiter)
@@ -200,6 +203,8 @@ def _index(column: str | int, header: list[str], path: Path) -> int:
     if isinstance(column, int) and 0 <= column < len(header):
         return column
     names = [name.strip() for name in header]
+    if names.count(str(column)) > 1:
+        raise Unusable(f"{path} has more than one column {column!r}", "give its number in the place of its name: the first is 0")
     if column in names:
         return names.index(str(column))
     # Its names are not told: of a file without a header line they are values, and this goes to the log.

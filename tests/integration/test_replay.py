@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -134,6 +135,7 @@ def test_bad_cells_name_their_row_and_give_no_value(tmp_path: Path) -> None:
         ("", POINTS, "is empty"),
         ("a,b\n", [{"name": "t", "column": "c"}], "no column 'c'"),
         ("a,b\n", [{"name": "t", "column": 2}], "no column 2"),
+        ("a,b, a\n", [{"name": "t", "column": "a"}], "more than one column 'a'"),
     ],
 )
 def test_unusable_says_why(tmp_path: Path, content: str | None, points: list[dict[str, Any]], cause: str) -> None:
@@ -144,6 +146,14 @@ def test_unusable_says_why(tmp_path: Path, content: str | None, points: list[dic
     with pytest.raises(Unusable, match=cause) as caught:
         asyncio.run(adapter.open())
     assert caught.value.hint
+
+
+def test_a_pipe_is_refused_and_holds_up_nobody(tmp_path: Path) -> None:
+    """To open one waits for a writer: in the loop that all of the gateway shares."""
+    os.mkfifo(tmp_path / "data.csv")
+    adapter = build(Replay, {"file": str(tmp_path / "data.csv")}, POINTS)
+    with pytest.raises(Unusable, match="no regular file"):
+        asyncio.run(adapter.open())
 
 
 def test_a_looped_file_without_rows_ends(tmp_path: Path) -> None:
