@@ -32,14 +32,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _set(args: argparse.Namespace) -> int:
     secrets, _ = _opened(args.where)
+    value = _typed(args.name).removesuffix("\n").removesuffix("\r")
+    print(f"secret {args.name} is in {secrets.put(args.name, value)}; it counts from the next connection on")
+    return 0
+
+
+def _typed(name: str) -> str:
+    """Raises EdgeError."""
+    from edge_runtime.ports import EdgeError
+
+    if sys.stdin is None:
+        raise EdgeError("standard input is closed", f"edge-runtime secret set {name} ... < FILE")
     if sys.stdin.isatty():
         import getpass
 
-        value = getpass.getpass(f"{args.name}: ")
-    else:
-        value = sys.stdin.read().removesuffix("\n").removesuffix("\r")
-    print(f"secret {args.name} is in {secrets.put(args.name, value)}; it counts from the next connection on")
-    return 0
+        return getpass.getpass(f"{name}: ")
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in the C locale what is no text comes as lone surrogates
+    except UnicodeError:
+        raise EdgeError(f"secret {name}: is no text in UTF-8", "is it the right file?") from None
+    return text
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -259,3 +259,16 @@ def test_a_folder_with_the_configuration_is_not_locked_away(tmp_path: Path) -> N
     make_private(tmp_path, tmp_path)
     assert tmp_path.stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "control.db").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_is_no_text_is_told(
+    errors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8", errors=errors))
+    assert cli.main(["secret", "set", "cloud", str(tmp_path)]) == 1
+    assert "secret cloud: is no text in UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)  # as the interpreter has it where it was started without one
+    assert cli.main(["secret", "set", "cloud", str(tmp_path)]) == 1
+    assert "standard input is closed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
