@@ -16,6 +16,7 @@ from typing import Any
 from edge_runtime.outbox import intervals, tables
 from edge_runtime.outbox.database import DiskError, corrupt
 from edge_runtime.outbox.epochs import Epoch, span
+from edge_runtime.outbox.merging import create_imported
 from edge_runtime.ports import Database, Ranges
 from edge_runtime.records import LANES, Gap, Lane
 
@@ -43,6 +44,7 @@ def salvage(
     except DiskError:  # not even its first page: all that is known to have been there is gone
         holes = {lane: [(1, KEY_MAX)] for lane in LANES}
     else:
+        create_imported(new)  # no other new outbox has it
         for table in PLAIN_TABLES:
             _copy_plain(old, new, table)
         _copy_by_key(old, new, "journal", "row", SAMPLE_TYPES, samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from edge_runtime import cli
 from edge_runtime.board.system import SystemClock, SystemDice
 from edge_runtime.outbox import importing
 from edge_runtime.outbox.batch import Position
-from edge_runtime.outbox.database import FileDisk
+from edge_runtime.outbox.database import PAGE_BYTES, FileDisk
 from edge_runtime.outbox.importing import Imported, ImportRefused, Place
 from edge_runtime.outbox.merging import NoPlace
 from edge_runtime.records import LANES, Lane
@@ -58,6 +59,15 @@ def holds(path: Path, lane: Lane = Lane.RESULT) -> list[str]:
             return texts(await everything(store, lane))
 
     return asyncio.run(scenario())
+
+
+def rot_root(path: Path, table: str) -> None:
+    database = sqlite3.connect(path)
+    [(page,)] = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchall()
+    database.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE_BYTES)
+        file.write(b"\xee" * PAGE_BYTES)
 
 
 @pytest.fixture
@@ -289,6 +299,24 @@ def test_a_damaged_disk_gives_what_can_be_read_and_says_what_is_gone(places: tup
             assert 0 < len(told) == done.unreadable[Lane.RESULT]
 
     asyncio.run(scenario())
+
+
+def test_what_took_another_one_in_is_salvaged_like_any_other(places: tuple[Path, Path]) -> None:
+    old, new = places
+    filled(old, 1, 20)
+    new.parent.mkdir()
+    take_in(old, new)
+    filled(new, 21, 3, Lane.EVENT)
+    rot_root(new, "lane_event")
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), opened(new, SINKS) as store:
+            assert await everything(store, Lane.EVENT) == []
+            await store.commit([draft(24)])
+            assert texts(await everything(store)) == [str(n) for n in [*range(1, 21), 24]]
+
+    asyncio.run(scenario())
+    assert take_in(old, new).already
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 1000])
