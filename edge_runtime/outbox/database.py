@@ -54,6 +54,8 @@ def trouble(error: sqlite3.Error) -> Trouble:
     if isinstance(error, UNWRITABLE):
         raise error
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if not code and "Could not decode to UTF-8" in str(error):  # Python's own: a bit of a text has turned over
+        return Trouble.CORRUPT
     return _MEANINGS.get(code, Trouble.FAILING)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.outbox import journal, schema, tables
+from edge_runtime.outbox import damage, journal, schema, tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Batch
 from edge_runtime.outbox.database import DiskError, Transaction, corrupt, locked
 from edge_runtime.outbox.epochs import Epoch, in_use
@@ -101,6 +101,7 @@ class OutboxFile:
     def start(self, epoch: str, *known: Any) -> None:
         """Begins an epoch; then `know(*known)`."""
         database = self._write_connection(epoch)
+        damage.look(database)
         with Transaction(database):
             heads, lows = tables.heads(database), tables.lows(database)
             epochs = tables.epochs(database)

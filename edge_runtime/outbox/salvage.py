@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from edge_runtime.outbox import intervals, tables
+from edge_runtime.outbox.damage import sound
 from edge_runtime.outbox.database import DiskError, corrupt
 from edge_runtime.outbox.epochs import Epoch, span
 from edge_runtime.outbox.merging import create_imported
@@ -26,7 +27,6 @@ PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen",
 HIDDEN_MAX = 2**20
 """Rows between two that are there. Where there are more, numbers were kept free (importing.RESERVED), or one is damaged."""
 
-SAMPLE_TYPES = (int, str, bytes)
 REASON = "disk corrupt"
 
 Hole = tuple[int, int]
@@ -47,9 +47,9 @@ def salvage(
         create_imported(new)  # no other new outbox has it
         for table in PLAIN_TABLES:
             _copy_plain(old, new, table)
-        _copy_by_key(old, new, "journal", "row", SAMPLE_TYPES, samples)
+        _copy_by_key(old, new, "journal", "row", samples)
         for lane in LANES:
-            _copy_by_key(old, new, f"lane_{lane}", "seq", tables.RECORD_TYPES, holes[lane])
+            _copy_by_key(old, new, f"lane_{lane}", "seq", holes[lane])
         samples = _go_on_numbering(old, new, samples)
         old.close()
     known = _complete_epochs(new, epochs)
@@ -138,15 +138,20 @@ def _copy_plain(old: Database, new: Database, table: str) -> None:
     except DiskError:
         with contextlib.suppress(DiskError):  # Python reads one row ahead: the last good one is lost with the damaged one
             rows += tables.rows(old, f"SELECT * FROM {table} LIMIT 1 OFFSET ?", len(rows))
+    _insert(new, table, [row for row in rows if sound(table, row)])
+
+
+def _copy_by_key(old: Database, new: Database, table: str, key: str, holes: list[Hole]) -> None:
+    for rows in _readable(old, table, key, holes):
+        good = [row for row in rows if sound(table, row)]
+        taken = {row[0] for row in good}
+        holes += [(row[0], row[0]) for row in rows if row[0] not in taken]
+        _insert(new, table, good)
+
+
+def _insert(new: Database, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
     if rows:
         new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
-
-
-def _copy_by_key(old: Database, new: Database, table: str, key: str, types: tuple[type, ...], holes: list[Hole]) -> None:
-    for rows in _readable(old, table, key, holes):
-        good = [row for row in rows if tuple(map(type, row)) == types]
-        holes += [(row[0], row[0]) for row in rows if tuple(map(type, row)) != types]
-        new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(types))})", good)
 
 
 def _readable(old: Database, table: str, key: str, holes: list[Hole]) -> Iterator[list[Any]]:

@@ -34,7 +34,7 @@ RECORD_TYPES = (int, int, str, int, int, int, int, str, bytes)
 """Of a row of lane_*, in the order of its columns. A flipped bit may turn one into another without SQLite noticing."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Sample).decode
+decode_sample = msgspec.msgpack.Decoder(Sample).decode
 
 
 def rows(database: Database, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -273,7 +273,10 @@ def read_journal(database: Database, device: str, first: int, limit: int) -> lis
     found = rows(
         database, "SELECT row, sample FROM journal WHERE device = ? AND row >= ? ORDER BY row LIMIT ?", device, first, limit
     )
-    return [msgspec.structs.replace(_decode(sample), row=row) for row, sample in found]
+    try:
+        return [msgspec.structs.replace(decode_sample(sample), row=row) for row, sample in found]
+    except (TypeError, msgspec.DecodeError):
+        raise corrupt(f"journal: a row of {device} holds what no sample holds") from None
 
 
 def journal_counts(database: Database) -> dict[str, int]:
@@ -289,6 +292,8 @@ def journal_bytes(database: Database) -> dict[str, int]:
 def journal_last(database: Database) -> int:
     """The highest row ever given."""
     found = rows(database, "SELECT seq FROM sqlite_sequence WHERE name = 'journal'")
+    if found and type(found[0][0]) is not int:
+        raise corrupt("sqlite_sequence: the journal's last row is no number")
     return int(found[0][0]) if found else 0
 
 
