@@ -40,6 +40,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], ...]] = {
     "refused": ((str, str, int, int, str, bytes),),
     "sinks": ((str, str, int),),
     "imported": ((int, int),),
+    "imported_upto": ((int, str, int),),
     "journal": ((int, str, bytes),),
     **{f"lane_{lane}": (tables.RECORD_TYPES,) for lane in LANES},
 }
@@ -50,6 +51,7 @@ _CHECKS: dict[str, tuple[int, _Check]] = {
     "epochs": (2, _after),
     "acknowledged": (1, _lane),
     "refused": (1, _lane),
+    "imported_upto": (1, _lane),
     "journal": (2, tables.decode_sample),
     f"lane_{Lane.GAP}": (8, _gap),
 }

@@ -213,11 +213,15 @@ def _build(old: Path, work: Path, place: Place, disk: Disk, clock: Clock, dice: 
         own = _own(place, disk)
         try:
             before = merging.imported(own) if own is not None else []
+            heads = tables.heads(new)
+            if own is not None and (later := merging.came_later(new, own, heads)):
+                cause = f"{old}: a copy of it was taken in that was made while it ran; {later:,} records came later"
+                raise ImportRefused(cause, f"they stay there: `edge-runtime outbox {old} export`")
             if epochs[-1] in before:
                 return path, Imported(already=True, epochs=epochs)
             for epoch in before:
                 merging.delete_epoch_rows(new, epoch)
-            merging.note_imported(new, [*before, *epochs])
+            merging.note_imported(new, [*before, *epochs], epochs[-1], heads)
             records = _counted(new)
             _check_cap(new, own, place, disk)
             if own is not None:

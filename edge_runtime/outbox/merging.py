@@ -1,5 +1,5 @@
-"""Brings what an outbox holds itself into the new one that was made of an old one: see importing.py. With one table more than
-other outboxes have: the epochs that were taken in, so that they are not taken in twice."""
+"""Brings what an outbox holds itself into the new one that was made of an old one: see importing.py. With two tables more than
+other outboxes have: the epochs that were taken in, so that they are not taken in twice, and how far."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edge_runtime.outbox import intervals, tables
-from edge_runtime.outbox.epochs import Epoch
+from edge_runtime.outbox.epochs import Epoch, span
 from edge_runtime.ports import Database, EdgeError, Ranges
 from edge_runtime.records import LANES, Lane, Privacy
 
@@ -147,6 +147,7 @@ def _plain(new: Database, own: Database, sinks: Mapping[str, tuple[tuple[Lane, .
             new, {sink: lanes for sink, (lanes, _) in sinks.items()}, [s for s, (_, sure) in sinks.items() if not sure]
         )
     new.executemany("INSERT OR IGNORE INTO refused VALUES (?,?,?,?,?,?)", tables.rows(own, "SELECT * FROM refused"))
+    new.executemany("INSERT OR IGNORE INTO imported_upto VALUES (?,?,?)", tables.rows(own, "SELECT * FROM imported_upto"))
 
 
 def _add_journal(new: Database, own: Database) -> None:
@@ -171,6 +172,8 @@ def journal_devices(database: Database) -> list[str]:
 
 def create_imported(database: Database) -> None:
     database.execute("CREATE TABLE IF NOT EXISTS imported (number INTEGER PRIMARY KEY, epoch INTEGER NOT NULL UNIQUE)")
+    columns = "epoch INTEGER, lane TEXT, seq INTEGER, PRIMARY KEY (epoch, lane)"
+    database.execute(f"CREATE TABLE IF NOT EXISTS imported_upto ({columns}) WITHOUT ROWID")
 
 
 def imported(database: Database) -> list[str]:
@@ -178,9 +181,24 @@ def imported(database: Database) -> list[str]:
     return [tables.epoch_text(epoch) for (epoch,) in tables.rows(database, "SELECT epoch FROM imported ORDER BY number")]
 
 
-def note_imported(database: Database, names: Sequence[str]) -> None:
+def note_imported(database: Database, names: Sequence[str], last: str, heads: Mapping[Lane, int]) -> None:
+    """`last`: the newest epoch of what is taken in; `heads`: how far it had come then."""
     numbers = [(tables.epoch_number(name),) for name in names]
     database.executemany("INSERT OR IGNORE INTO imported (epoch) VALUES (?)", numbers)
+    upto = [(tables.epoch_number(last), lane.value, seq) for lane, seq in heads.items()]
+    database.executemany("INSERT OR REPLACE INTO imported_upto VALUES (?,?,?)", upto)
+
+
+def came_later(new: Database, own: Database, heads: Mapping[Lane, int]) -> int:
+    """Records of `new` that came after the copy of it which `own` has taken in; 0 where `own` did not note how far that was."""
+    found = 0
+    epochs = tables.epochs(new)
+    for number, lane, seq in tables.rows(own, "SELECT epoch, lane, seq FROM imported_upto"):
+        at = next((at for at, each in enumerate(epochs) if each.name == tables.epoch_text(number)), None)
+        if at is not None:
+            first, last = span(epochs, at, Lane(lane), heads[Lane(lane)])
+            found += max(0, last - max(seq, first - 1))
+    return found
 
 
 def delete_epoch_rows(database: Database, epoch: str) -> None:

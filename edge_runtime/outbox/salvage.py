@@ -23,7 +23,9 @@ from edge_runtime.records import LANES, Gap, Lane
 
 CHUNK_ROWS = 64
 KEY_MAX = tables.ROW_MAX
-PLAIN_TABLES = ("heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused", "sinks", "imported")
+PLAIN_TABLES = (
+    "heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused", "sinks", "imported", "imported_upto",
+)  # fmt: skip
 HIDDEN_MAX = 2**20
 """Rows between two that are there. Where there are more, numbers were kept free (importing.RESERVED), or one is damaged."""
 
@@ -44,7 +46,7 @@ def salvage(
     except DiskError:  # not even its first page: all that is known to have been there is gone
         holes = {lane: [(1, KEY_MAX)] for lane in LANES}
     else:
-        create_imported(new)  # no other new outbox has it
+        create_imported(new)  # no other new outbox has that
         for table in PLAIN_TABLES:
             _copy_plain(old, new, table)
         _copy_by_key(old, new, "journal", "row", samples)

@@ -123,6 +123,30 @@ def test_again_takes_nothing_twice_also_when_all_of_it_is_delivered(places: tupl
     assert holds(new) == []
 
 
+def test_a_copy_that_was_made_while_it_ran_is_not_taken_for_the_whole(places: tuple[Path, Path], tmp_path: Path) -> None:
+    """An image of the running gateway was taken in; then comes its real disk, which went on under the same epoch."""
+    old, new = places
+    image = tmp_path / "image.db"
+
+    async def scenario() -> None:
+        async with opened(old, SINKS) as store:
+            await store.commit([draft(n) for n in range(5)])
+            FileDisk().copy(FileDisk().open(old), image)
+            await store.commit([draft(n) for n in range(5, 12)])
+
+    asyncio.run(scenario())
+    new.parent.mkdir()
+    take_in(image, new)
+    for restarted in (False, True):  # also where a later epoch stands on the disk that is new to us
+        with pytest.raises(ImportRefused, match=r"7 records came later") as caught:
+            take_in(old, new)
+        assert "export" in caught.value.hint
+        assert holds(new) == [str(n) for n in range(5)]
+        if not restarted:
+            filled(old, 12, 1, Lane.EVENT)
+    assert take_in(image, new).already
+
+
 def test_a_new_outbox_that_keeps_the_place_free_takes_it_below_its_own(places: tuple[Path, Path]) -> None:
     old, new = places
     filled(old, 1, 10, delivered=((1, 4),))
