@@ -60,7 +60,7 @@ def salvage(
     lost = [
         gap
         for lane in LANES
-        for hole in intervals.subtract(_missing(new, lane, holes[lane], told.get(lane, ())), delivered.get(lane, ()))
+        for hole in intervals.subtract(_missing(new, lane, upto[lane], holes[lane], told.get(lane, ())), delivered.get(lane, ()))
         for gap in _gaps(lane, hole, known, upto)
     ]
     return lost, intervals.size(tuple(samples))
@@ -73,10 +73,10 @@ def _gaps(lane: Lane, hole: Hole, epochs: Sequence[Epoch], heads: Mapping[Lane, 
             yield Gap(lane=lane, epoch=epoch.name, first=first, last=last, count=last - first + 1, reason=REASON)
 
 
-def _missing(new: Database, lane: Lane, holes: Sequence[Hole], told: Ranges) -> Ranges:
-    """What could not be read, and what does not stand between rows that could be."""
+def _missing(new: Database, lane: Lane, head: int, holes: Sequence[Hole], told: Ranges) -> Ranges:
+    """What could not be read, and what does not stand between rows that could be, or behind them."""
     there = tables.ranges(new, lane)
-    between = tuple((first, last) for (_, first), (last, _) in pairwise(there))
+    between = tuple((first, last) for (_, first), (last, _) in pairwise((*there, (head + 1, head + 1))))
     hidden = intervals.normalise((first + 1, last - 1) for first, last in between if last - first < HIDDEN_MAX)
     return intervals.subtract(intervals.normalise((*holes, *intervals.subtract(hidden, told))), there)
 
@@ -182,7 +182,15 @@ def _after(old: Database, table: str, key: str, last: int, limit: int) -> list[A
     past = [row for row in found if row[0] > last]
     if found and not past:  # a page that belongs elsewhere: to go on from its keys would be to go in circles
         raise corrupt(f"{table}: keys that go back")
+    if limit == 1 and past and _between(old, table, key, last, past[0][0]):
+        raise corrupt(f"{table}: a key that is too large")
     return past
+
+
+def _between(old: Database, table: str, key: str, last: int, found: int) -> bool:
+    """Whether there are rows before the one that seemed to be the next: seen from the other side."""
+    sql = f"SELECT 1 FROM {table} WHERE {key} > ? AND {key} < ? ORDER BY {key} DESC LIMIT 1"
+    return bool(tables.rows(old, sql, last, found))
 
 
 def _in_order(rows: list[Any]) -> list[Any]:
