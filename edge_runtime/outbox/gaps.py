@@ -15,12 +15,16 @@ GAPS_MAX = 1_000
 GAPS_MERGED = 500
 MERGED = "gap records merged"
 
+HEADS_EVERY = 256
+"""Records of a lane after which its head is noted: a damaged page may take all rows of it, and what is lost must be told."""
+
 
 class Change:
     """One transaction in the making: what it will have changed when it is committed."""
 
     def __init__(self, database: Database, epoch: str, heads: Mapping[Lane, int], offered: Mapping[Lane, int]) -> None:
         self.database, self.epoch, self.heads, self.offered = database, epoch, dict(heads), offered
+        self._began = heads
         self.deleted = False
         self.lost: list[Gap] = []
 
@@ -33,6 +37,8 @@ class Change:
         """Where rows are gone the heads can no more be seen from them."""
         if self.deleted:
             tables.set_heads(self.database, self.heads)
+        elif due := {lane: seq for lane, seq in self.heads.items() if seq // HEADS_EVERY > self._began[lane] // HEADS_EVERY}:
+            tables.set_heads(self.database, due)
 
 
 class Gaps:

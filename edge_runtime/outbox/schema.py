@@ -3,7 +3,7 @@
 | table        | a row is                                                                                      |
 |--------------|-----------------------------------------------------------------------------------------------|
 | lane_*       | a record; seq and epoch are its id for ever                                                   |
-| heads        | the highest seq that a lane had when rows of it were last deleted, so that none is given twice |
+| heads        | the highest seq of a lane, noted with each deletion (so that none is given twice) and at times |
 | epochs       | one start of this outbox, and the heads at that time                                          |
 | boots        | one boot of the machine, and wall - monotonic as soon as its clock was synchronised           |
 | journal      | a sample of a source that asks again, until no window needs it                                |

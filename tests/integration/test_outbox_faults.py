@@ -19,6 +19,7 @@ from edge_runtime.outbox import schema
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Position
 from edge_runtime.outbox.database import PAGE_BYTES, FileDisk, Trouble, trouble
 from edge_runtime.outbox.file import SALVAGED
+from edge_runtime.outbox.gaps import HEADS_EVERY
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import EdgeError
 from edge_runtime.records import LANES, Lane
@@ -277,6 +278,27 @@ def test_corrupt_at_the_start(damage: Callable[[Path], None], tmp_path: Path) ->
     asyncio.run(asyncio.wait_for(scenario(), 30))
     assert (tmp_path / "outbox.db.corrupt-1").exists()
     assert not path.with_name(path.name + SALVAGED).exists()
+
+
+def test_a_lane_that_is_gone_as_a_whole_is_told(tmp_path: Path) -> None:
+    """Nothing was delivered of it yet, and the program was killed: no row says any more how far it had come, but for a note."""
+    path = tmp_path / "outbox.db"
+
+    async def write() -> None:
+        async with opened(path) as store:
+            for at in range(0, ROWS, 100):
+                await store.commit([draft(at + n + 1, size=300) for n in range(100)])
+
+    asyncio.run(write())
+    _index_page(path)
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            [gap] = gaps_of(await everything(store, Lane.GAP))
+            assert (gap.lane, gap.first, gap.reason) == (Lane.RESULT, 1, "disk corrupt")
+            assert ROWS - HEADS_EVERY < gap.last <= ROWS
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 @pytest.mark.parametrize("found_by", ["writer", "reader"])
