@@ -20,6 +20,7 @@ from enum import StrEnum
 import msgspec
 
 from edge_runtime.bus.frames import Task
+from edge_runtime.mesh.routing import ms
 
 WAITING_BYTES_MAX = 32 * 2**20
 """Of tensors that wait."""
@@ -175,7 +176,7 @@ class Queue:
         finish_ns = self._wait_ns(waiting, running_ns) + waiting.service_ns
         if finish_ns <= remaining_ns:
             return None
-        cause = f"it would be done in {_ms(finish_ns)}, wanted in {_ms(remaining_ns)}"
+        cause = f"it would be done in {ms(finish_ns)}, wanted in {ms(remaining_ns)}"
         if waiting.service_ns > remaining_ns:
             return Refusal(Outcome.LATE, cause, "a faster gateway")
         return Refusal(Outcome.LATE, cause, "another gateway", max(RETRY_NS_MIN, finish_ns - remaining_ns))
@@ -273,7 +274,3 @@ def _first(line: _Line) -> tuple[int, int, int]:
 def _longest(line: _Line) -> tuple[int, int, int]:
     """Since equal turns the more urgent one."""
     return (line.since, *line.tasks[0].order[:2])
-
-
-def _ms(ns: int) -> str:
-    return f"{ns / 1e6:.3g} ms"

@@ -22,6 +22,7 @@ from edge_runtime import trail
 from edge_runtime.bus import frames
 from edge_runtime.bus.frames import BadFrame, Cancel, Reply, Task, Verdict
 from edge_runtime.mesh.link import Link
+from edge_runtime.mesh.routing import ms
 from edge_runtime.mesh.standing import Standing, State
 from edge_runtime.ports import BrokerError, Clock, EdgeError, Message
 from edge_runtime.records import Privacy, Tensor
@@ -136,7 +137,7 @@ class Asking:
                 raise
             self._cancel(asked)
             self._failed(peer)
-            raise self._no(Why.DEADLINE, f"{peer} did not answer within {task.remaining_ns / 1e6:.3g} ms") from None
+            raise self._no(Why.DEADLINE, f"{peer} did not answer within {ms(task.remaining_ns)}") from None
         except BrokerError as error:
             raise self._no(Why.LOST, error.cause, error.hint) from None
         except asyncio.CancelledError:

@@ -135,12 +135,12 @@ class Decision(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """gateway-2: peer is faster (est. 3.1 ms there, 40 ms here)"""
-        here = [f"{_ms(self.here_ns)} here"] if self.here_ns is not None else []
+        here = [f"{ms(self.here_ns)} here"] if self.here_ns is not None else []
         who = self.peer or self.where
         named = [each for each in self.compared if each.peer == self.peer]
         if named:
-            return f"{who}: {self.reason} (est. {', '.join([f'{_ms(named[0].finish_ns)} there', *here])})"
-        there = [f"{_ms(each.finish_ns)} at {each.peer}" for each in self.compared]
+            return f"{who}: {self.reason} (est. {', '.join([f'{ms(named[0].finish_ns)} there', *here])})"
+        there = [f"{ms(each.finish_ns)} at {each.peer}" for each in self.compared]
         return f"{who}: {self.reason} (est. {', '.join([*here, *there])})" if there else f"{who}: {self.reason}"
 
 
@@ -244,7 +244,7 @@ def _two(peers: list[There], draw: Draw) -> list[There]:
     return [peers[first], peers[second + (second >= first)]]
 
 
-def _ms(nanoseconds: int) -> str:
+def ms(nanoseconds: int) -> str:
     """0.31 ms, 3.1 ms, 40 ms, 1,240 ms"""
     value = nanoseconds / 1e6
     return f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"

@@ -83,7 +83,11 @@ def test_what_cannot_be_computed_is_said(broker: Broker, tmp_path: Path) -> None
         file = saved(tmp_path, np.zeros((5, 2)))
         where = ["--broker", broker.url, "--site", SITE, "--deadline", "0.3"]
         async with gateways(broker, a):
-            for fault, told in (("hangs", "a did not answer"), ("refuses", "too much waits"), ("fails", "the engine broke")):
+            for fault, told in (
+                ("hangs", "a did not answer within 300 ms"),
+                ("refuses", "too much waits"),
+                ("fails", "the engine broke"),
+            ):
                 a.faults.append(fault)  # type: ignore[arg-type]
                 said = await edge_runtime("mesh", "submit", "wear", file, *where)
                 assert (said.status, said.out) == (1, "")

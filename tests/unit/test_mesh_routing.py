@@ -223,3 +223,8 @@ def test_a_peer_that_nobody_knows_is_tried_now_and_then_and_once_at_a_time() -> 
     trying = msgspec.structs.replace(unknown, exploring=True)
     assert decide(WANTED, SLOW, [trying], Draw(0, 0, 0.01)).where == "here"
     assert decide(WANTED, SLOW, [msgspec.structs.replace(unknown, spared=True)], Draw(0, 0, 0.01)).where == "here"
+
+
+@pytest.mark.parametrize(("nanoseconds", "told"), [(310_000, "0.31 ms"), (3_100_000, "3.1 ms"), (2_000_000_000, "2,000 ms")])
+def test_times_are_told_in_milliseconds_without_exponents(nanoseconds: int, told: str) -> None:
+    assert routing.ms(nanoseconds) == told

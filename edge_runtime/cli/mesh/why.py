@@ -16,6 +16,7 @@ from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.why import Explanation, Question, Step
 from edge_runtime.cli import terminal
 from edge_runtime.cli.mesh import finding
+from edge_runtime.mesh.routing import ms
 from edge_runtime.ports import EdgeError
 from edge_runtime.records import LANES, Lane, Result
 
@@ -77,7 +78,7 @@ def _cells(step: Step) -> tuple[object, ...]:
 
 
 def _ms(nanoseconds: int | None) -> str | None:
-    return None if nanoseconds is None else f"{nanoseconds / 1e6:,.3g} ms"
+    return None if nanoseconds is None else ms(nanoseconds)
 
 
 def _look(file: Path, result: str, cause: str, *, as_json: bool) -> int:
