@@ -28,10 +28,10 @@ SHORT = f"{SECONDS_MIN:g}"
 
 
 class Demo:
-    """One run in a session of its own; `lines` are what it says as JSON."""
+    """One run in a session of its own; `lines` are what it says as JSON (`form`)."""
 
-    def __init__(self, folder: Path, *words: str, program: Sequence[str | Path] = PROGRAM) -> None:
-        command = [*program, "demo", "--json", *words]
+    def __init__(self, folder: Path, *words: str, program: Sequence[str | Path] = PROGRAM, form: str = "--json") -> None:
+        command = [*program, "demo", form, *words]
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" or program is PROGRAM}
         env["TMPDIR"] = str(folder)
         self.process = subprocess.Popen(
@@ -53,7 +53,7 @@ class Demo:
     def end(self) -> tuple[int, str]:
         """Waits. Returns its status and what it said on standard error; asserts that nobody is left behind."""
         out, err = self.process.communicate(timeout=LIMIT_S)
-        self.lines += [json.loads(line) for line in out.splitlines()]
+        self.lines += [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         _, alive = psutil.wait_procs(self._family.values(), timeout=10)
         assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
         return self.process.returncode, err
@@ -78,8 +78,8 @@ class Demo:
 def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     started: list[Demo] = []
 
-    def start(*words: str, folder: Path = tmp_path, program: Sequence[str | Path] = PROGRAM) -> Demo:
-        started.append(Demo(folder, *words, program=program))
+    def start(*words: str, folder: Path = tmp_path, program: Sequence[str | Path] = PROGRAM, form: str = "--json") -> Demo:
+        started.append(Demo(folder, *words, program=program, form=form))
         return started[-1]
 
     yield start
@@ -149,6 +149,15 @@ def test_ctrl_c_heals_the_uplink_drains_and_accounts(demo: Callable[..., Demo], 
     account = run.lines[-1]
     assert account["problems"] == []
     assert account["accepted"] == account["delivered"] > 0
+
+
+def test_ctrl_c_in_the_moment_of_the_cut_gets_a_clean_account(demo: Callable[..., Demo]) -> None:
+    """The gateway could not notice it yet: nothing is wrong with what was delivered."""
+    run = demo("--seconds", "7", form="--plain")
+    assert run.process.stdout is not None
+    assert any("CUT" in line for line in run.process.stdout)
+    run.ctrl_c()
+    assert run.end() == (0, "")
 
 
 def test_ctrl_c_while_it_starts_ends_it_at_once(demo: Callable[..., Demo]) -> None:

@@ -46,7 +46,7 @@ class Performance:
         self._samples, self._results = Rate(), Rate()
         self._stop = asyncio.Event()
         self._playing = self._warm = self._cut = self._noticed = False
-        self._cuts = self._outages = self._waited_max = 0
+        self._healed = self._outages = self._waited_max = 0
         self._elapsed_s = 0.0
 
     async def run(self) -> tuple[Account, float]:
@@ -124,6 +124,7 @@ class Performance:
             wanted = is_cut(self._elapsed_s, self._seconds)
             if wanted != self._cut:
                 await self._set_uplink(wanted)
+                self._healed += not wanted
             self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), TICK_S)
@@ -144,7 +145,6 @@ class Performance:
 
     async def _set_uplink(self, cut: bool) -> None:
         if cut and not self._cut:
-            self._cuts += 1
             self._noticed = False
         self._cut = cut
         await self._children.ask("uplink", "cut" if cut else "heal")
@@ -204,8 +204,8 @@ class Performance:
             ours[0] if ours else None,
             waiting=sum(self._gateway.deliveries["cloud"].depth().values()),
             outages=self._outages,
-            # Who has stopped it early saw what there was until then.
-            outage_due=(self._seconds is not None and self._elapsed_s >= self._seconds) or self._cuts > 0,
+            # Who has stopped it early saw what there was until then: a cut that has just begun could not be noticed yet.
+            outage_due=(self._seconds is not None and self._elapsed_s >= self._seconds) or self._healed > 0,
             waited_max=self._waited_max,
             found=self._comparison.found,
             latency=self._latencies.figures,
