@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
+import io
 import os
 import socket
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import msgspec
 import pytest
 
 from edge_runtime import cli, config
+from edge_runtime.cli import demo
 from edge_runtime.cli.demo import settings
 from edge_runtime.cli.demo.account import Account, account, lines
 from edge_runtime.cli.demo.children import Children
@@ -210,6 +215,35 @@ def test_missing_extras_are_told_before_anything_starts(
         settings.check_extras(view=False)
     assert cli.main(["demo", "--json"]) == 1
     assert "hint: pip install 'edge-runtime[demo]'" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_place_for_its_files_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object, **__: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", none)
+    assert cli.main(["demo", "--json"]) == 1
+    said = "error: no folder for its files: No usable temporary directory found in ['/tmp']\nhint: give one: --keep DIR"
+    assert said in capsys.readouterr().err
+
+
+def test_a_terminal_that_is_not_utf_8_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live view is drawn with characters that it does not know."""
+    asked: list[bool] = []
+    monkeypatch.setattr(settings, "check_extras", asked.append)
+    monkeypatch.setattr(demo, "_folder", lambda _: sys.exit(3))
+    for encoding in ("utf-8", "iso8859-1"):
+        monkeypatch.setattr(sys, "stdout", Terminal(io.BytesIO(), encoding=encoding))
+        with pytest.raises(SystemExit):
+            cli.main(["demo"])
+    assert asked == [True, False]
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_broker_port_that_is_taken_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.broker_port and args.gateways > 1:
         raise EdgeError("--broker-port is for one gateway: in a site each has a port of its own", "leave it out")
-    live = sys.stdout.isatty() and not (args.json or args.plain)
+    live = sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf") and not (args.json or args.plain)
     settings.check_extras(live)
     broker_port = settings.free_port(args.broker_port)
     folder = _folder(args.keep)
@@ -114,7 +114,10 @@ def _folder(keep: Path | None) -> Path:
     from edge_runtime.ports import EdgeError
 
     if keep is None:
-        return Path(tempfile.mkdtemp(prefix="edge-runtime-demo-"))
+        try:
+            return Path(tempfile.mkdtemp(prefix="edge-runtime-demo-"))
+        except OSError as error:
+            raise EdgeError(f"no folder for its files: {error.strerror}", "give one: --keep DIR, or TMPDIR=DIR") from None
     try:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):
