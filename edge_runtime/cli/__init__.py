@@ -7,9 +7,11 @@ imported by `run`.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +38,12 @@ VERBS = (
 """Each is the module edge_runtime.cli.{verb} (- is _ there); in the order in which --help shows them."""
 
 INTERRUPTED = 130
+
+ESCAPED = "edge_runtime.escaped"
+"""What becomes of a character that the output cannot show."""
+
+NAME_SHOWN_CHARS = 60
+"""Of one that is too long for a file."""
 
 _OUTPUT_ENDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -89,6 +97,10 @@ def _guarded(words: list[str]) -> int:
         print("hint: type it as the user to whom it belongs, or with sudo", file=sys.stderr)
         return 1
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:NAME_SHOWN_CHARS]}...: {error.strerror}", file=sys.stderr)
+            print("hint: give the name of a file, not what stands in it", file=sys.stderr)
+            return 1
         # `... > FILE` on a full disk. Of a file that a verb has opened itself the error names it: that is the verb's.
         if error.errno not in _OUTPUT_ENDS or error.filename is not None:
             raise
@@ -106,6 +118,20 @@ def _open_streams() -> None:
     # Python has none where it found none: print would be silent, flush and isatty would not be there.
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
+    # A terminal that is not UTF-8 (LC_ALL=de_DE) does not know every character of a unit or a hint.
+    codecs.register_error(ESCAPED, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):  # Python's own choice
+            stream.reconfigure(errors=ESCAPED)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """As JSON writes it: what a program reads means the same then."""
+    import json
+
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _run(words: Sequence[str]) -> int:

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.lifetime import BOOK, Lifetime
     from edge_runtime.sources.registry import Registry
 
-    registry, folder = Registry(), args.file.resolve().parent
+    # `resolve` of a link that leads to itself is an error before there is a message.
+    registry, folder = Registry(), Path(os.path.realpath(args.file)).parent
     text, unreadable = None, None
     try:
         text = config.text_of(args.file)

@@ -24,6 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, also where parts are missing: then it says which. Raises EdgeError: it cannot be written."""
+    import os
+    import sys
+
     import msgspec
 
     from edge_runtime import config
@@ -36,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         text: str | None = config.text_of(args.file)
-    except config.ConfigError:
+    except config.ConfigError as error:
         text = None
+        print(f"warning: {error}", file=sys.stderr)
     clock = SystemClock()
-    folder = args.file.resolve().parent
+    folder = Path(os.path.realpath(args.file)).parent
     looking = Looking(text, str(args.file), folder, Registry(), clock, SystemSecrets, log=args.log)
     target = args.output or Path(f"edge-runtime-{looking.settings.gateway}.tar.gz")
     made = making.make(looking, clock, target, {"mesh.json": lambda: _mesh(args.file, looking)})

@@ -125,6 +125,37 @@ def test_output_that_the_disk_does_not_take_is_said_in_words() -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["outbox {}", "audit verify {}", "models {}", "models --dir {}", "secret list {}", "site members --folder {}", "run {}"],
+)
+def test_a_name_that_is_too_long_for_a_file_is_told_in_words(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`edge-runtime outbox "$(cat gateway.yaml)"`"""
+    assert cli.main(words.format("a" * 5000).split()) == 1
+    said = capsys.readouterr().err
+    assert "File name too long" in said
+    assert "hint: " in said
+
+
+@pytest.mark.parametrize(("words", "status"), [("run {}/loop", 1), ("check {}/loop", 1), ("support-bundle {0}/loop -o {0}/b", 0)])
+def test_a_link_that_leads_to_itself_is_told_in_words(words: str, status: int, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = _edge_runtime(*words.format(tmp_path).split())
+    assert done.returncode == status
+    assert "loop:1: cannot be read: Too many levels of symbolic links" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_character_that_the_terminal_does_not_know_is_escaped(tmp_path: Path) -> None:
+    """LC_ALL=en_US.ISO-8859-1 and the like. What a program reads means the same."""
+    (tmp_path / "g.yaml").write_text('site: plant-1\ngateway: g\ndevices: {press: {adapter: "Ω\U0001f600é"}}\n')
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "edge_runtime", "check", "--json", str(tmp_path / "g.yaml")]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, env=env)
+    assert done.stderr == b""
+    assert "Ω\U0001f600é" in {problem["value"] for problem in json.loads(done.stdout.decode("latin-1"))["problems"]}
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_is_no_error(closed: str) -> None:
     command = f"{sys.executable} -m edge_runtime adapters {closed}"
