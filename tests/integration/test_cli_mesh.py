@@ -16,6 +16,7 @@ import pytest
 from brokers import Broker, free_port, mosquitto
 from onlooking import SITE, edge_runtime, gateways, host, peer, play
 
+from edge_runtime import cli
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.cli.mesh import finding
@@ -153,6 +154,15 @@ def _gateway_file(folder: Path, text: str) -> str:
     return str(file)
 
 
+def test_who_has_no_zeroconf_is_not_told_that_it_was_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    file = _gateway_file(tmp_path, f"broker: {{mode: auto, url: 'mqtt://127.0.0.1:{free_port()}'}}\nmesh: {{}}")
+    assert cli.main(["mesh", file]) == 1
+    assert "; mDNS: needs zeroconf, edge-runtime[mesh]\n" in capsys.readouterr().err
+
+
 def test_a_gateways_file_says_where(broker: Broker, tmp_path: Path) -> None:
     """auto: not a broker of another site, though it stands where ours would; then those that `mesh.peers` names."""
 
@@ -169,6 +179,7 @@ def test_a_gateways_file_says_where(broker: Broker, tmp_path: Path) -> None:
             assert said.status == 1
             assert "error: no broker of site plant-1 was found: " in said.error
             assert "no gateway of the site hosts this broker" in said.error
+            assert "--identity DIR" in said.error, "one that wants a certificate only cuts the connection"
             a = peer("gateway-1")
             await host(broker, a)
             async with gateways(broker, a):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,15 +183,17 @@ async def _connect(where: Plan, name: str) -> tuple[Connection, str]:
         raise EdgeError(
             cause, "say where: --config FILE of a gateway, --site SITE (looks with mDNS), or --broker mqtt://HOST:PORT"
         )
+    who = "" if where.identity or where.authority else "a site with an authority lets members in: --identity DIR"
     if len(search.failures) == 1 and not where.discover:
         error = next(iter(search.failures.values()))
-        who = "" if where.identity or where.authority else "a site with an authority lets members in: --identity DIR"
         if where.user and not where.authority:
             who = "is it the broker of a site? --ca FILE: its ca.pem"
         raise BrokerError(error.cause, "; ".join(filter(None, (error.hint, who))))
     causes = [error.cause for error in search.failures.values()]
-    causes += [f"mDNS: no other place within {DISCOVER_S_MAX:g} s"] if where.discover else []
-    hint = "is a gateway running? give its broker: --broker mqtt://HOST:PORT"
+    if where.discover:
+        unheard = f"no other place within {DISCOVER_S_MAX:g} s" if find_spec("zeroconf") else "needs zeroconf, edge-runtime[mesh]"
+        causes.append(f"mDNS: {unheard}")
+    hint = "; ".join(filter(None, ("is a gateway running? give its broker: --broker mqtt://HOST:PORT", who)))
     raise EdgeError(f"no broker of site {where.site} was found: {'; '.join(causes)}", hint)
 
 
