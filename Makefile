@@ -66,4 +66,5 @@ $(BIN)/python:
 	  echo "edge-runtime needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
 	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "Python's venv module is missing or broken (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	  echo "$(VENV) cannot be made. Is Python's venv module there (Debian, Ubuntu: apt install python3-venv), may this folder be written?"; \
+	  exit 1; }
