@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edge_runtime.inference import store
-from edge_runtime.inference.engine import Engine, EngineError, EngineMissing
+from edge_runtime.inference.engine import Engine, EngineError, EngineMissing, not_installed
 from edge_runtime.inference.engine_openvino import OpenvinoEngine
 from edge_runtime.inference.engine_tflite import TfliteEngine
 from edge_runtime.inference.processing import Window
@@ -187,8 +187,10 @@ class Model:
         reasons = list(dict.fromkeys(f"{t.file} by {t.engine} on {t.accelerator}: {t.reason}" for t in trials))
         if all(trial.missing for trial in trials):
             hints = list(dict.fromkeys(trial.reason for trial in trials))
-            if len(hints) == 1:
-                return EngineMissing(f"model {self.name}: {hints[0]}")
+            # One that is here and cannot work (tflite-runtime beside numpy 2) needs something else than to be installed.
+            absent = {str(not_installed(engine)) for engine in self._engines}
+            if told := hints if len(hints) == 1 else [hint for hint in hints if hint not in absent]:
+                return EngineMissing(f"model {self.name}: {'; '.join(told)}")
             return EngineMissing(f"model {self.name}: no engine is installed", self._engines[0].install)
         return EngineError(f"model {self.name}: nothing computes it here: {'; '.join(reasons)}")
 

@@ -18,7 +18,7 @@ import yaml
 
 from edge_runtime.board.system import SystemClock, ThreadWorker
 from edge_runtime.inference import store
-from edge_runtime.inference.engine import Engine, EngineError
+from edge_runtime.inference.engine import Engine, EngineError, EngineMissing
 from edge_runtime.inference.engine_openvino import OpenvinoEngine
 from edge_runtime.inference.engine_tflite import TfliteEngine
 from edge_runtime.inference.model import Model, Stuck, open_model
@@ -417,6 +417,24 @@ def test_without_any_engine_the_hint_says_what_to_install(engine: str) -> None:
     assert "is installed" in done.stdout or "not installed" in done.stdout
     extra = "openvino" if engine == "openvino" else "litert"
     assert f"pip install 'edge-runtime[{extra}]'" in done.stdout
+
+
+def test_an_engine_that_is_here_and_cannot_work_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tflite-runtime beside numpy 2: on a 32-bit ARM there is nothing else to install."""
+    monkeypatch.setattr(TfliteEngine, "load", _numpy_2)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    async def test() -> None:
+        with pytest.raises(EngineMissing) as caught:
+            await opened()
+        assert "does not work with numpy 2.4.6 (pip install 'numpy<2')" in str(caught.value)
+        assert "no engine is installed" not in str(caught.value)
+
+    run(test)
+
+
+def _numpy_2(*_: object) -> Any:
+    raise EngineMissing("tflite-runtime 2.14.0 does not work with numpy 2.4.6", "pip install 'numpy<2'")
 
 
 def test_nothing_outside_is_imported_before_a_model_is_opened() -> None:
