@@ -15,16 +15,19 @@ SUMMARY = "list the models, or try one on every engine of this machine"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="NAME|PATH", help="open this model as a gateway would; show what was tried")
-    parser.add_argument(
-        "--dir", type=Path, default=Path("models"), metavar="FOLDER", help="models looked for before the shipped ones (models)"
-    )
+    parser.add_argument("--dir", type=Path, metavar="FOLDER", help="models looked for before the shipped ones (default: models)")
     parser.add_argument("--accelerator", default="cpu", help="the first choice: cpu (default), gpu, npu, edgetpu")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """0; listing: 1 if the manifest of one is wrong. Raises EngineError where nothing computes the model here."""
-    return _try(args.model, args.dir, args.accelerator, args.json) if args.model else _list(args.dir, args.json)
+    from edge_runtime.ports import EdgeError
+
+    if args.dir is not None and not args.dir.is_dir():
+        raise EdgeError(f"{args.dir}: there is no such folder", "--dir FOLDER: in it stands a folder for each model")
+    folder = args.dir or Path("models")
+    return _try(args.model, folder, args.accelerator, args.json) if args.model else _list(folder, args.json)
 
 
 def _list(folder: Path, as_json: bool) -> int:

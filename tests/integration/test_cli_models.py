@@ -85,6 +85,7 @@ def test_a_path_with_what_was_refused_and_why(own: Path) -> None:
     ("words", "error"),
     [
         (["schuttle"], "error: no model 'schuttle'"),
+        (["--dir", "nowhere"], "error: nowhere: there is no such folder"),
         ([NAME, "--accelerator", "abacus"], "error: unknown accelerator 'abacus'"),
     ],
 )
