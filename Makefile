@@ -52,6 +52,14 @@ clean:  ## Remove .venv, caches and build results
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# An environment knows its folder by the full name: moved it does not start, and in a copy it runs what stands in the old place.
+PLACE := $(VENV)/.place
+ifneq ($(wildcard $(PLACE)),)
+ifneq ($(shell cat $(PLACE)),$(CURDIR))
+$(shell rm -rf $(VENV))
+endif
+endif
+
 # Two stamps, one environment: `make run` does not wait for what only tests need.
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
@@ -68,3 +76,4 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(VENV) cannot be made. Is Python's venv module there (Debian, Ubuntu: apt install python3-venv), may this folder be written?"; \
 	  exit 1; }
+	@echo "$(CURDIR)" >$(PLACE)
