@@ -125,6 +125,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     site_ca: bool = False
     """A broker of our own site: `ca_file` is the site's CA, and the broker must show a gateway's certificate of it, for whatever
     host name and time. False: as anybody's broker, by its host name."""
+    hurry: bool = False
+    """It may wait for the kernel's acknowledgements, though it is of our site: no gateway has to have started it."""
     keepalive_s: int = 5
 
     def __repr__(self) -> str:

@@ -2,10 +2,10 @@
 
 Two traps shape it. Nagle's algorithm and delayed acknowledgements together make a QoS 1 request and reply 88 ms instead of
 0.5 ms on loopback: TCP_NODELAY is set once, and TCP_QUICKACK again after every read, because the kernel forgets it. Only the
-brokers of our own site need no such haste: a gateway has started each of them, with set_tcp_nodelay, so they wait for no
-acknowledgement, and one of its own for each packet is 10 us that each end of a task pays. And an MQTT client library reads
-packets byte by byte: here one system call reads what is there, one a turn of the loop writes what has gathered, and the
-library is served from memory.
+brokers that gateways of our own site host need no such haste: started with set_tcp_nodelay they wait for no acknowledgement,
+and one of its own for each packet is 10 us that each end of a task pays. (An external one may show a certificate of the site,
+too, and wait.) And an MQTT client library reads packets byte by byte: here one system call reads what is there, one a turn of
+the loop writes what has gathered, and the library is served from memory.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ async def dial(address: Address) -> Wire:
             if address.tls:  # not before: a host that looks for rivals all day finds nobody, and a context takes 1 ms and more
                 sock = cleanup.enter_context(await _handshake(tls.context(address), sock, address))
             cleanup.pop_all()
-            return Wire(sock, quickack=not address.site_ca)
+            return Wire(sock, quickack=address.hurry or not address.site_ca)
     hint = "is the broker running, is the port right?" if isinstance(last, ConnectionRefusedError) else "is the network up?"
     raise BrokerError(f"{name(address)}: {describe(last)}", hint) from None
 

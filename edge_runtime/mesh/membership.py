@@ -389,7 +389,8 @@ class Membership:
         """As a member of the site; and two gateways with one name do not throw each other out."""
         me = self.candidates.me
         client_id = f"edge-{self._settings.site}-{me.name}-{self._client}"
-        return msgspec.structs.replace(self._wear(where), client_id=client_id, keepalive_s=KEEPALIVE_S)
+        hurry = self._settings.broker.mode == "external"
+        return msgspec.structs.replace(self._wear(where), client_id=client_id, keepalive_s=KEEPALIVE_S, hurry=hurry)
 
 
 def _own(settings: Config) -> tuple[Endpoint, ...]:

@@ -376,6 +376,7 @@ def test_an_external_broker_is_followed_for_ever_and_nobody_is_asked_or_told() -
             await site.until(lambda: all(node.membership.state.connected for node in nodes), EXTERNAL_S_MAX + 1, site.report)
             assert [node.membership.state.role for node in nodes] == ["guest", "guest"]
             assert [node.link.home.run for node in nodes if node.link.home is not None] == ["", ""]
+            assert all(local is not None and local.hurry for local in (node.membership.local() for node in nodes))
             await asyncio.sleep(20)
             plant.kill()
         await asyncio.sleep(1)
