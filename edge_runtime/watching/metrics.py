@@ -180,7 +180,7 @@ METRICS: tuple[Metric[Scrape], ...] = (
            _told(lambda s: s.seen.version, lambda _: platform.python_version())),
     Metric(P + "gateway_info", "gauge", ("site", "gateway"), "Always 1: which gateway this is",
            _told(lambda s: s.seen.site, lambda s: s.seen.gateway)),
-    Metric(P + "uptime_seconds", "gauge", (), "Since this process began to run the gateway",
+    Metric(P + "uptime_seconds", "gauge", (), "Since the gateway was built, or built anew",
            _one(lambda s: s.seen.uptime_s)),
     Metric(P + "health_status", "gauge", ("status",), "1 for the status that /health tells",
            _state(tuple(status for status, *_ in health.STATUSES), lambda s: health.judge(s.seen).status)),
