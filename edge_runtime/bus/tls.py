@@ -20,9 +20,10 @@ GATEWAY = "gateway"
 
 _Names = tuple[tuple[tuple[str, str], ...], ...]
 
+REVOKED = "the broker says that our certificate is revoked"
 _REFUSED_US = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "certificate required: the broker wants one of its site",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": "the broker says that our certificate is revoked",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": REVOKED,
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the broker says that our certificate has expired",
     "TLSV1_ALERT_UNKNOWN_CA": "the broker does not know who made our certificate: it is of another site",
 }

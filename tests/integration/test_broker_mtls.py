@@ -509,6 +509,25 @@ def test_a_revoked_gateway_makes_no_broker_for_those_who_know_it(tmp_path: Path)
     run(main)
 
 
+def test_who_was_off_when_it_was_revoked_says_so_when_a_broker_of_the_site_does(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press, lost = site.member("press"), site.member("lost")
+    site.roster(press, lost)
+    site.authority.revoke("lost", "stolen")
+    site.roster(press)
+
+    async def main() -> None:
+        log = Log()
+        async with hosted(tmp_path, press) as (_, plain):
+            for identity in (press, lost, lost):
+                probes = Probes(NAME, BUS, SystemClock(), SystemDice(), log, Dress(identity))
+                for _ in range(2):
+                    assert not (await probes.ask(Endpoint(plain.host, plain.port))).stranger
+        assert log.events() == ["broker_refuses_us"] * 2
+
+    run(main)
+
+
 def test_strangers_are_passed_over_quickly_told_nothing_logged_once_and_counted(tmp_path: Path) -> None:
     press, foreign = Site(tmp_path).member("press"), Site(tmp_path, "plant-2").member("press")
     own = own_certificate(tmp_path)
