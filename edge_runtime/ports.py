@@ -123,8 +123,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     """Certificates that the CA has revoked, PEM."""
     tls: bool = False
     site_ca: bool = False
-    """A broker of our own site: `ca_file` is the site's CA, and the broker must show a gateway's certificate of it, for whatever
-    host name and time. False: as anybody's broker, by its host name."""
+    """Of our site: it shows a gateway's certificate of `ca_file`, for whatever name and time. False: one for its host name."""
     hurry: bool = False
     """It may wait for the kernel's acknowledgements, though it is of our site: no gateway has to have started it."""
     keepalive_s: int = 5
@@ -229,8 +228,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway says of itself on the local network, before there is any broker. Nobody has proved it: it says where to
-    ask, never who is alive."""
+    """What a gateway says of itself on the network, before there is a broker: unproved, so where to ask, never who is alive."""
 
     site: str
     gateway: str
