@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from edge_runtime.board.system import SystemDice
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import presence, topics
@@ -43,16 +45,17 @@ async def commanded(
 ) -> CommandReply:  # fmt: skip
     """`asks_only`: what came of the command `name`; it is never begun. Raises EdgeError: no such gateway, it is silent, we may
     not command it, Unanswered. `aside` gets what comes meanwhile and is no answer."""
+    name = name or SystemDice().token()
+    said = Command(id=name, target=gateway, verb=verb, args=dict(args))
+    messages.command(messages.pack(said), gateway, verb)  # no gateway would answer what is no command
     asking = Asking(talk, gateway, aside)
     if talk.roster is None:
         boot, now_ns = await _heartbeat(talk, gateway)
     else:
         await _check_taken(talk, gateway)
         boot, now_ns = await _time(asking)
-    command = Command(
-        id=name or SystemDice().token(), issuer=talk.name, target=gateway, verb=verb, boot=boot,
-        until_ns=0 if asks_only else now_ns + round(valid_s * 1e9), args=dict(args),
-    )  # fmt: skip
+    until_ns = 0 if asks_only else now_ns + round(valid_s * 1e9)
+    command = msgspec.structs.replace(said, issuer=talk.name, boot=boot, until_ns=until_ns)
     if reply := await asking.answer(command, wait_s):
         return reply
     again = f"`edge-runtime command {gateway} {verb} --id {command.id}`"

@@ -56,6 +56,8 @@ def test_what_is_not_allowed_is_refused_with_the_reason(plant: Plant) -> None:
         (("command", "press-1", "restart", "part=device pres"), "hint: did you mean `device press`?"),
         (("command", "press-9", "drain"), "hint: did you mean `press-1`?"),
         (("command", "press-1", "write", "value"), "'value' is not NAME=VALUE"),
+        (("command", "press-1", "dr/ain"), "command: $.verb"),  # at once: no gateway would answer it
+        (("command", "press-1", "write", "--id", "a b"), "command: $.id"),
     ):
         said = plant.cli(*words)
         assert said.status == 1, words

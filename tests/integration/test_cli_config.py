@@ -79,6 +79,7 @@ def test_what_is_wrong_is_not_even_published(plant: Plant) -> None:
         (("group/none", "log.level=info"), "no gateway of site plant is in group/none"),
         (("press-1", "sinks.cloud.url=http://u:***@127.0.0.1:8"), "*** stands in the place of a secret: sinks.cloud.url"),
         (("press-1", "log.level=info", "--canary", "press-1"), "canaries are gateways of a group"),
+        (("press-1", "log.level=info", "--canary", "press-2"), "canaries are gateways of a group"),
     ):
         said = plant.cli("config", "set", *words)
         assert said.status == 1, words

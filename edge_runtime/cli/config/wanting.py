@@ -104,6 +104,8 @@ class Wanting:
 async def wanting(args: argparse.Namespace) -> AsyncIterator[Wanting]:
     """With what is there now. Raises EdgeError: no broker, no such gateway, a group without gateways."""
     target = _target(args.target)
+    if not target.startswith("group/"):
+        _check_canaries(args.canary, [target.removeprefix("gw/")])
     async with Talk(finding.plan(args)) as talk:
         seen = await look(talk, "+" if target.startswith("group/") else target.removeprefix("gw/"))
         members = seen.members(target)
