@@ -387,8 +387,7 @@ class Membership:
 
     def _dress(self, where: Address) -> Address:
         """As a member of the site; and two gateways with one name do not throw each other out."""
-        me = self.candidates.me
-        client_id = f"edge-{self._settings.site}-{me.name}-{self._client}"
+        client_id = f"edge-{self._settings.site}-{self.candidates.me.name}-{self._client}"
         hurry = self._settings.broker.mode == "external"
         return msgspec.structs.replace(self._wear(where), client_id=client_id, keepalive_s=KEEPALIVE_S, hurry=hurry)
 
