@@ -35,6 +35,8 @@ RULES: tuple[tuple[Status, str, str], ...] = (
     ("failed", "outbox", "the disk is full, read-only, locked, failing or corrupt: records wait, sources are not acknowledged"),
     ("failed", "outbox", f"the disk has not answered for {WRITING_S_MAX:g} s"),
     ("failed", "pipelines", "every pipeline stands still (a model that cannot be loaded or run)"),
+    ("failed", "configuration", "safe mode: nothing runs but the broker and what takes a configuration"),
+    ("degraded", "configuration", "safe mode: what was configured does not run, but the last good configuration"),
     ("degraded", "pipeline NAME", "it stands still, others work"),
     ("degraded", "source NAME", "the device does not answer, or its settings cannot work"),
     ("degraded", "sink NAME", "the far end is away: records wait on the disk"),
@@ -94,6 +96,7 @@ def standing_still(seen: Seen) -> dict[str, Problem]:
     return found
 
 
+MEND = "`edge-runtime config history` tells; then `config set` or a file that is right"
 BUG = "a bug of ours: it is started again by itself; report it with the log"
 
 
@@ -103,12 +106,16 @@ def _fatal(seen: Seen) -> Iterator[Problem]:
         yield Problem("outbox", f"the disk has not answered for {outbox.writing_s:.0f} s", "check the disk (dmesg, smartctl)")
     elif outbox.state.trouble:
         yield Problem("outbox", f"{outbox.state.trouble}: {outbox.state.cause}", outbox.state.hint)
+    if seen.safe and seen.safe.bare:
+        yield Problem("configuration", f"safe mode, nothing runs: {seen.safe.cause}", MEND)
     if seen.pipelines and len(standing_still(seen)) == len(seen.pipelines):
         yield Problem("pipelines", "every pipeline stands still", "see the causes of each")
 
 
 def _minor(seen: Seen) -> Iterator[Problem]:
     still = standing_still(seen)
+    if seen.safe and not seen.safe.bare:
+        yield Problem("configuration", f"safe mode, the last good one runs: {seen.safe.cause}", MEND)
     yield from still.values()
     for name, source in seen.sources.items():
         if source.phase in ("waiting", "broken", "unusable"):

@@ -14,13 +14,14 @@ from edge_runtime.control.commands import Commands
 from edge_runtime.control.control import Control
 from edge_runtime.control.keeping import Keeping
 from edge_runtime.control.renewing import Renewing
+from edge_runtime.control.steering import Steering
 from edge_runtime.mesh.mesh import Mesh
 from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.records import Lane
 from edge_runtime.sources.supervisor import Source
-from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Phase, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Phase, SafeMode, Seen, Together, Worked
 from edge_runtime.world import World
 
 RECENT_S = 60.0
@@ -43,6 +44,7 @@ class Gateway(Protocol):
 
     settings: config.Config
     world: World
+    steering: Steering | None
     store: Store
     sources: dict[str, Source]
     pipelines: dict[str, Pipeline]
@@ -72,6 +74,7 @@ def look(gateway: Gateway, began_ns: int) -> Seen:
         phase=_phase(gateway),
         uptime_s=(now.mono_ns - began_ns) / 1e9,
         synced=now.synced,
+        safe=_safe(gateway.steering, gateway.control),
         outbox=_outbox(gateway.store),
         sources={name: source.state for name, source in gateway.sources.items()},
         pipelines={name: Worked(each.state, each.waiting, each.model_name) for name, each in gateway.pipelines.items()},
@@ -88,6 +91,14 @@ def _phase(gateway: Gateway) -> Phase:
     if gateway.asked_to_stop.is_set():
         return "stopping" if gateway.successor is None else "starting"
     return "running" if gateway.started.is_set() else "starting"
+
+
+def _safe(steering: Steering | None, control: Control | None) -> SafeMode | None:
+    """Whoever steers it may have ended it since the start."""
+    if steering is None or not (control.trying.safe if control else steering.origin.safe):
+        return None
+    start = steering.origin.start
+    return SafeMode("bare" in (start.mode, steering.book.life.safe), start.why)
 
 
 def _outbox(store: Store) -> Outbox:

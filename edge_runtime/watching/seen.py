@@ -90,6 +90,13 @@ class Failing(msgspec.Struct, frozen=True):
     cause: str
 
 
+class SafeMode(msgspec.Struct, frozen=True):
+    """What was configured does not run: the last good configuration does, or (`bare`) only what is needed to be reached."""
+
+    bare: bool
+    cause: str
+
+
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """One gateway; each mapping is by the names of the configuration."""
 
@@ -99,6 +106,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase = "running"
     uptime_s: float = 0.0
     synced: bool = True
+    safe: SafeMode | None = None
     outbox: Outbox = Outbox()
     sources: Mapping[str, SourceState] = {}
     pipelines: Mapping[str, Worked] = {}

@@ -12,6 +12,8 @@ from worlds import Site, plc, simulated, until
 
 from edge_runtime.bus import topics
 from edge_runtime.testing.network import FakeBroker
+from edge_runtime.watching.health import judge
+from edge_runtime.watching.look import look
 
 DEVICES = {"devices": {"d": plc("x", "y"), "e": plc("z")}}
 RULES = [{"name": "high", "output": "x.max", "above": 1e9}]
@@ -263,6 +265,7 @@ def test_an_invalid_file_starts_with_what_worked_and_takes_a_fix(tmp_path: Path)
             assert [*steered.gateway.sources] == ["d", "e"]  # the last good one runs
             assert steered.gateway.mesh is not None
             assert steered.gateway.mesh.presence.safe  # and its birth says so
+            assert health_of(steered) == [("configuration", "degraded")]
             assert report.audit.partition(":")[0].isdigit()
             assert site.events("configuration_fault")
             await steered.want(patch={"devices": {"d": {"period_s": 0.5}}})
@@ -271,8 +274,15 @@ def test_an_invalid_file_starts_with_what_worked_and_takes_a_fix(tmp_path: Path)
             assert not steered.gateway.mesh.presence.safe
             assert steered.gateway.mesh.presence.config == report.hash
             assert steered.gateway.settings.devices["d"].period_s == 0.5
+            assert health_of(steered) == []
 
     simulated(scenario, tmp_path)
+
+
+def health_of(steered: Steered) -> list[tuple[str, str]]:
+    """What /health says of the configuration, and as what it stands for it."""
+    found = judge(look(steered.gateway, 0))
+    return [(each.what, found.status) for each in found.problems if each.what == "configuration"]
 
 
 def test_without_anything_that_works_there_are_broker_and_control(tmp_path: Path) -> None:
@@ -281,9 +291,11 @@ def test_without_anything_that_works_there_are_broker_and_control(tmp_path: Path
             report = await steered.reported("rejected")
             assert report.mode == "safe"
             assert not steered.gateway.sources
+            assert health_of(steered) == [("configuration", "failed")]
             await steered.want(config={**steered.file, **DEVICES, **PIPELINES})
             report = await steered.reported("active")
             assert report.mode == "normal"
+            assert health_of(steered) == []
             await until(lambda: steered.gateway.sources["d"].state.phase == "connected")
 
     simulated(scenario, tmp_path)

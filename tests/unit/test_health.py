@@ -14,7 +14,7 @@ from edge_runtime.outbox.delivery import DeliveryState
 from edge_runtime.outbox.store import StoreState
 from edge_runtime.pipeline.steady import PipelineState
 from edge_runtime.watching.health import RULES, STATUSES, WRITING_S_MAX, judge, stuck
-from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, SafeMode, Seen, Together, Worked
 from edge_runtime.watching.watching import sentence
 
 STILL = Worked(PipelineState(cause="no such model", hint="install it"))
@@ -46,6 +46,8 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("our broker, not yet started", {"hosted": Hosted(False)}, "ok", []),
     ("the site's broker", {"mesh": Together(State("guest"))}, "degraded", ["mesh"]),
     ("our name", {"mesh": Together(State("guest", connected=True), name_taken=True)}, "degraded", ["name"]),
+    ("the last good configuration", {"safe": SafeMode(False, "the file is not valid")}, "degraded", ["configuration"]),
+    ("no configuration", {"safe": SafeMode(True, "the file cannot be read")}, "failed", ["configuration"]),
     ("no mesh", {"mesh": None}, "ok", []),
     ("revoked", {"belonging": Belonging(8, 2, True, 1.0, "this gateway was revoked")}, "degraded", ["site"]),
     ("an old certificate", {"belonging": Belonging(8, 2, False, 89 * 86_400.0)}, "degraded", ["certificate"]),
