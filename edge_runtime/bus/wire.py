@@ -210,6 +210,9 @@ class Wire:
 
 async def dial(address: Address) -> Wire:
     """One attempt at each of the host's addresses. Raises BrokerError; may be cancelled."""
+    # Of somebody else's broker at once: that a file is wrong is told also while nobody is there. Of our site's when somebody
+    # listens: a host that looks for rivals all day finds nobody, and a context takes 1 ms and more.
+    context = tls.context(address) if address.tls and not address.site_ca else None
     last = OSError(f"no address for {address.host}")
     for family, where in await _resolve(address):
         with contextlib.ExitStack() as cleanup:
@@ -221,8 +224,8 @@ async def dial(address: Address) -> Wire:
                 last = error
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if address.tls:  # not before: a host that looks for rivals all day finds nobody, and a context takes 1 ms and more
-                sock = cleanup.enter_context(await _handshake(tls.context(address), sock, address))
+            if address.tls:
+                sock = cleanup.enter_context(await _handshake(context or tls.context(address), sock, address))
             cleanup.pop_all()
             return Wire(sock, quickack=address.hurry or not address.site_ca)
     hint = "is the broker running, is the port right?" if isinstance(last, ConnectionRefusedError) else "is the network up?"
