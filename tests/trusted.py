@@ -7,6 +7,7 @@ alice = site.member("alice", "engineer")
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -62,3 +63,13 @@ class Site:
     def csr(self, name: str = "somebody") -> bytes:
         """Of a new key."""
         return certificates.request(PrivateKey.generate(), name)
+
+
+def own_certificate(folder: Path) -> Path:
+    """Key and certificate in one file, with the name of a gateway, signed by itself."""
+    file = folder / "own.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/O=plant-1/OU=gateway/CN=press", "-days", "9"]
+    certificate = subprocess.run([*make, "-keyout", file, "-out", "-"], check=True, capture_output=True).stdout
+    with file.open("ab") as out:
+        out.write(certificate)
+    return file

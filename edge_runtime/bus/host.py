@@ -18,9 +18,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from edge_runtime import references
 from edge_runtime.bus import listening, mosquitto, programs
@@ -41,16 +41,19 @@ RESTART_S_MAX = 30.0
 STEADY_S = 60.0
 """A broker that lived this long is started again at once."""
 LOOK_S = 0.05
-"""How often the roster, our certificate and what mosquitto says are looked at: in a flood it says 10,000 lines a second, of up to
-1,000 bytes where topics or names are long, and the pipe holds 1 MiB."""
+"""How often the roster, our certificate and what mosquitto says are looked at."""
 SELDOM_S = 0.25
 """Without a site: nobody is refused. (Twenty looks a second take half a percent of a core.)"""
 CROWDED_LOOK_S = 0.01
-"""While it fills: then we may stand still for a tenth of a second, and miss nothing."""
+"""While it fills: mosquitto must seldom have to wait for us. In a flood it says 10,000 lines a second, of up to 1,000 bytes where
+topics or names are long."""
 CROWDED, CALM = 1 / 8, 1 / 64
 """Of the pipe, found full at a look."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+_T = TypeVar("_T")
 
 
 class _State(NamedTuple):
@@ -122,7 +125,7 @@ class BrokerHost:
         while not self._stopping.is_set():
             began_ns = self._clock.mono_ns()
             if self._child is not None:
-                code = await self._watch(self._child)
+                code = await self._hearing(self._child.wait())
                 if self._stopping.is_set():
                     return
                 if not self._restarting:
@@ -143,8 +146,7 @@ class BrokerHost:
         self._stopping.set()
         child, self._child = self._child, None
         if child is not None:
-            await _end(child)
-            self._hear()
+            await self._hearing(_end(child))
         self._pipe.close()
 
     def refresh_roster(self) -> None:
@@ -238,19 +240,20 @@ class BrokerHost:
         """For clients on this machine."""
         return self._address if self._dress is None else self._dress(self._address)
 
-    async def _watch(self, child: asyncio.subprocess.Process) -> int:
-        """Until it dies: its status."""
-        waiting = asyncio.create_task(child.wait(), name="broker process")
+    async def _hearing(self, what: Coroutine[Any, Any, _T]) -> _T:
+        """Until it is done. Nothing may be awaited of the broker but in here: it waits for who does not hear it."""
+        doing = asyncio.create_task(what, name="broker process")
         try:
             wait_s = LOOK_S
-            while not (await asyncio.wait([waiting], timeout=wait_s if self._dress else SELDOM_S))[0]:
+            while not (await asyncio.wait([doing], timeout=wait_s if self._dress else SELDOM_S))[0]:
                 self._hear()
                 wait_s = next_look_s(wait_s, self._pipe.fill)
                 self.refresh_roster()
             self._hear()  # what comes next has another pipe
-            return waiting.result()
+            return doing.result()
         finally:
-            waiting.cancel()
+            doing.cancel()
+            await asyncio.wait([doing])
 
     def _hear(self) -> None:
         kept, told = self._refusals.judge(self._pipe.look())
@@ -297,11 +300,11 @@ class BrokerHost:
                 preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
         try:
-            await self._ready(child)
+            await self._hearing(self._ready(child))
             self._child = child
         finally:
             if self._child is not child:
-                await _end(child)
+                await self._hearing(_end(child))
 
     async def _ready(self, child: asyncio.subprocess.Process) -> None:
         refused, where = "it does not answer", self._reach()

@@ -27,7 +27,7 @@ def test_a_member_fills_neither_the_memory_nor_the_disk_of_the_host(tmp_path: Pa
     site.roster(press)
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where:
+        async with hosted(tmp_path, press) as (_, where):
             refused = 0
             for number in range(8):
                 with contextlib.suppress(BrokerError):
@@ -41,6 +41,6 @@ def test_a_member_fills_neither_the_memory_nor_the_disk_of_the_host(tmp_path: Pa
                 await other.publish(f"edge/{NAME}/gw/press-1/cmd/drain", b"still", qos=1)
                 assert (await watcher.receive()).payload == b"still"
             await asyncio.sleep(2)  # it has saved what it keeps
-        assert sum(each.stat().st_size for each in (tmp_path / "broker-press-1").iterdir()) < limit
+        assert sum(each.stat().st_size for each in (tmp_path / "broker").iterdir()) < limit
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""With a site: who gets into the hosted broker, what each one may do there, and whom our clients take for the site's broker."""
+"""With a site: who gets into the hosted broker, and what each one may do there."""
 
 from __future__ import annotations
 
@@ -7,97 +7,33 @@ import itertools
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from brokers import free_port, mosquitto
-from memberships import Births
-from trusted import PASSPHRASE, Site
+from attackers import Raw, credentials, publish
+from hosted import BUS, connected, hosted, no_way_in, run, take
+from keepers import Log
+from trusted import Site, own_certificate
 from waiting import until
 
-from edge_runtime.board.system import SystemClock, SystemDice
 from edge_runtime.bus import host, pipe, programs
 from edge_runtime.bus import mosquitto as conf
-from edge_runtime.bus.broker import PahoBus, PahoConnection
-from edge_runtime.bus.host import BrokerHost
 from edge_runtime.bus.member import Dress
-from edge_runtime.config import Broker, Config, Mesh
-from edge_runtime.mesh import membership
-from edge_runtime.mesh.discovery import NoDiscovery
-from edge_runtime.mesh.link import Link
-from edge_runtime.mesh.membership import Membership
-from edge_runtime.mesh.probing import CONNECT_S_MAX, Probes
-from edge_runtime.ports import Address, Announcement, BrokerError, Endpoint, Message, Stranger, Will
+from edge_runtime.ports import Address, BrokerError, Will
 from edge_runtime.trust.identity import Identity
 
 pytestmark = pytest.mark.skipif(
     shutil.which("mosquitto", path=programs.PLACES) is None, reason="MISSING SYSTEM PACKAGE: mosquitto"
 )
 
-BUS = PahoBus()
 NAME = "plant-1"
 ROOT = f"edge/{NAME}"
-
-
-class Log:
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, dict[str, Any]]] = []
-
-    def info(self, event: str, **words: Any) -> None:
-        self.lines.append((event, words))
-
-    warning = error = info
-
-    def events(self) -> list[str]:
-        return [event for event, _ in self.lines]
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 30), debug=True)
-
-
-@asynccontextmanager
-async def hosted(
-    folder: Path, identity: Identity, log: Log | None = None, **settings: Any
-) -> AsyncIterator[tuple[BrokerHost, Address]]:
-    """The host, and its address as a stranger sees it: not dressed."""
-    settings = {"mode": "hosted", "url": f"mqtt://127.0.0.1:{free_port()}", **settings}
-    one = BrokerHost(Broker.model_validate(settings), folder / "broker", SystemClock(), SystemDice(), log or Log(), identity)
-    where = await one.start()
-    assert (where.tls, where.site_ca) == (True, True)
-    supervisor = asyncio.create_task(one.run())
-    try:
-        yield one, Address(host=where.host, port=where.port)
-    finally:
-        await one.stop()
-        await asyncio.wait_for(supervisor, 20)
-
-
-@asynccontextmanager
-async def connected(
-    address: Address, identity: Identity | None = None, will: Will | None = None
-) -> AsyncIterator[PahoConnection]:
-    connection = await BUS.connect(address if identity is None else Dress(identity)(address), will=will)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def take(connection: PahoConnection, count: int) -> list[Message]:
-    async with asyncio.timeout(10):
-        return [await connection.receive() for _ in range(count)]
-
-
-async def no_way_in(address: Address) -> BrokerError:
-    with pytest.raises(BrokerError) as caught:
-        async with connected(address):
-            pytest.fail("the broker let it in")
-    return caught.value
+BURST, STILL_S = 30_000, 0.5
+"""Ten times what the pipe holds."""
 
 
 # --- who gets in -----------------------------------------------------------------------------------------------------
@@ -139,32 +75,6 @@ def test_without_a_certificate_of_the_site_nobody_gets_in_and_each_one_is_counte
             assert "broker_refused" in log.events()
 
     run(main)
-
-
-def own_certificate(folder: Path) -> Path:
-    """Key and certificate in one file, with the name of a gateway, signed by itself."""
-    file = folder / "own.pem"
-    subject = f"/O={NAME}/OU=gateway/CN=press"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ed25519",
-        "-nodes",
-        "-subj",
-        subject,
-        "-days",
-        "9",
-        "-keyout",
-        file,
-        "-out",
-        "-",
-    ]
-    certificate = subprocess.run(command, check=True, capture_output=True).stdout
-    with file.open("ab") as out:
-        out.write(certificate)
-    return file
 
 
 def test_a_flood_of_strangers_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +312,26 @@ def test_what_was_refused_before_a_restart_is_counted(tmp_path: Path, monkeypatc
     run(main)
 
 
+def test_a_burst_is_counted_to_the_last_one_though_we_stand_still(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press, evil = site.member("press"), site.member("evil")
+    site.roster(press, evil)
+
+    publishes = publish(f"{ROOT}/gw/press/load", b"1" * 50) * BURST
+
+    async def main() -> None:
+        async with hosted(tmp_path, press) as (broker, plain):
+            with Raw(plain.port, credentials(who=evil)) as raw:
+                sending = asyncio.create_task(asyncio.to_thread(raw.sock.sendall, publishes))
+                await until(lambda: broker.refused["publish"])
+                time.sleep(STILL_S)  # noqa: ASYNC251 - nobody looks meanwhile, and the pipe fills
+                await sending
+                await until(lambda: broker.refused["publish"] >= BURST)
+            assert broker.refused["publish"] == BURST
+
+    run(main)
+
+
 def test_a_revoked_member_is_off_within_seconds_and_the_others_are_back(tmp_path: Path) -> None:
     site = Site(tmp_path)
     press, lost = site.member("press"), site.member("lost")
@@ -464,216 +394,3 @@ def shown(plain: Address, identity: Identity) -> str:
     ]
     said = subprocess.run(command, input=b"", capture_output=True).stdout.decode()
     return said[said.find("-----BEGIN") : said.find("-----END")]
-
-
-# --- whom our clients take for a broker of the site ------------------------------------------------------------------
-
-
-def test_a_certificate_that_makes_no_gateway_makes_no_broker(tmp_path: Path) -> None:
-    """Neither as people get them from the authority, nor one that says that it may be a server."""
-    site = Site(tmp_path)
-    press, eve = site.member("press"), site.member("eve", "engineer")
-    loose = resigned(site, eve, tmp_path / "loose.pem")
-    for certificate, says in ((eve.cert_file, "purpose"), (loose, "person:eve")):
-        lines = {"cafile": press.ca_file, "certfile": certificate, "keyfile": eve.key_file}
-        with mosquitto(tmp_path, **lines) as broker:
-            with pytest.raises(Stranger, match=says):
-                asyncio.run(BUS.connect(Dress(press)(broker.address())))
-            assert "New client connected" not in broker.log.read_text()
-
-
-def resigned(site: Site, member: Identity, file: Path) -> Path:
-    """Its certificate without any word of what it is for."""
-    folder = site.authority.folder
-    subject = f"/O={site.name}/OU=engineer/CN=person:{member.name}"
-    request = ["openssl", "req", "-new", "-key", member.key_file, "-subj", subject]
-    sign = ["openssl", "x509", "-req", "-CA", folder / "ca.pem", "-CAkey", folder / "ca-key.pem", "-passin", f"pass:{PASSPHRASE}"]
-    csr = subprocess.run(request, check=True, capture_output=True).stdout
-    file.write_bytes(subprocess.run([*sign, "-set_serial", "7"], input=csr, check=True, capture_output=True).stdout)
-    return file
-
-
-def test_a_revoked_gateway_makes_no_broker_for_those_who_know_it(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    press, saw, lost = (site.member(name) for name in ("press", "saw", "lost"))
-    site.authority.revoke("lost", "stolen")
-    site.roster(press)
-
-    async def main() -> None:
-        async with hosted(tmp_path, lost) as (_, plain):
-            with pytest.raises(Stranger, match="revoked"):
-                await BUS.connect(Dress(press)(plain))
-            async with connected(plain, saw):
-                pass  # it has not heard of it
-
-    run(main)
-
-
-def test_who_was_off_when_it_was_revoked_says_so_when_a_broker_of_the_site_does(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    press, lost = site.member("press"), site.member("lost")
-    site.roster(press, lost)
-    site.authority.revoke("lost", "stolen")
-    site.roster(press)
-
-    async def main() -> None:
-        log = Log()
-        async with hosted(tmp_path, press) as (_, plain):
-            for identity in (press, lost, lost):
-                probes = Probes(NAME, BUS, SystemClock(), SystemDice(), log, Dress(identity))
-                for _ in range(2):
-                    assert not (await probes.ask(Endpoint(plain.host, plain.port))).stranger
-        assert log.events() == ["broker_refuses_us"] * 2
-
-    run(main)
-
-
-def test_strangers_are_passed_over_quickly_told_nothing_logged_once_and_counted(tmp_path: Path) -> None:
-    press, foreign = Site(tmp_path).member("press"), Site(tmp_path, "plant-2").member("press")
-    own = own_certificate(tmp_path)
-    theirs = {"cafile": foreign.ca_file, "certfile": foreign.cert_file, "keyfile": foreign.key_file}
-    with (
-        mosquitto(tmp_path) as plain,
-        mosquitto(tmp_path, certfile=own, keyfile=own) as self_signed,
-        mosquitto(tmp_path, **theirs) as other_site,
-        closing(socket.create_server(("127.0.0.1", 0))) as ear,
-    ):
-        log = Log()
-
-        async def main() -> None:
-            probes = Probes(NAME, BUS, SystemClock(), SystemDice(), log, Dress(press))
-            for times in (1, 2, 3):
-                for broker in (plain, self_signed, other_site):
-                    async with asyncio.timeout(CONNECT_S_MAX):
-                        answer = await probes.ask(Endpoint("127.0.0.1", broker.port))
-                    assert (answer.stranger, answer.ours, answer.silent) == (True, False, False)
-                    assert probes.strangers[f"127.0.0.1:{broker.port}"] == times
-            assert log.events() == ["broker_not_ours"] * 3
-            asking = asyncio.create_task(probes.ask(Endpoint("127.0.0.1", ear.getsockname()[1])))
-            heard = await asyncio.to_thread(listen, ear)
-            assert heard.startswith(b"\x16\x03")  # TLS, a ClientHello
-            assert not any(each in heard for each in (b"MQTT", b"press", NAME.encode()))
-            assert (await asking).stranger
-
-        run(main)
-        for broker in (plain, self_signed, other_site):
-            assert "New client connected" not in broker.log.read_text()
-
-
-def listen(ear: socket.socket) -> bytes:
-    """The first words of whoever comes; then it is sent away."""
-    connection, _ = ear.accept()
-    with connection:
-        return connection.recv(65_536)
-
-
-def test_a_broker_of_the_site_with_dates_that_are_over_is_taken(tmp_path: Path) -> None:
-    """Clocks are wrong on both sides; the authority's certificates say so, but so may those of another maker."""
-    if shutil.which("faketime") is None:
-        pytest.skip("MISSING SYSTEM PACKAGE: faketime")
-    ca, key, cert = (tmp_path / name for name in ("ca.pem", "key.pem", "cert.pem"))
-    for each in (ca, key):
-        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", each.with_suffix(".key")], check=True)
-    old = ["faketime", "2001-01-01", "openssl"]
-    make = [*old, "req", "-x509", "-new", "-key", ca.with_suffix(".key"), "-subj", "/CN=ca", "-days", "9", "-out", ca]
-    request = ["openssl", "req", "-new", "-key", key.with_suffix(".key"), "-subj", f"/O={NAME}/OU=gateway/CN=g"]
-    sign = [*old, "x509", "-req", "-CA", ca, "-CAkey", ca.with_suffix(".key"), "-set_serial", "1", "-days", "9", "-out", cert]
-    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1")
-    sign += ["-extfile", tmp_path / "names"]
-    subprocess.run(make, check=True, capture_output=True)
-    csr = subprocess.run(request, check=True, capture_output=True).stdout
-    subprocess.run(sign, input=csr, check=True, capture_output=True)
-    with mosquitto(tmp_path, cafile=ca, certfile=cert, keyfile=key.with_suffix(".key")) as broker:
-
-        async def main() -> None:
-            async with connected(broker.address(tls=True, site_ca=True, ca_file=str(ca))):
-                pass
-            with pytest.raises(BrokerError, match="expired"):  # anybody else's broker is judged as ever
-                await BUS.connect(broker.address(tls=True, ca_file=str(ca)))
-
-        run(main)
-
-
-# --- gateways --------------------------------------------------------------------------------------------------------
-
-
-def test_two_gateways_of_a_site_meet_on_one_broker_and_pass_a_strangers_by(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    press, saw = site.member("press"), site.member("saw")
-    site.roster(press, saw)
-    with mosquitto(tmp_path) as stranger:
-
-        async def main() -> None:
-            port, log = free_port(), Log()
-            hosts, joins = Gateway(press, tmp_path, port, log, "hosted"), Gateway(saw, tmp_path, free_port(), log, "auto")
-            joins.start(stranger.port, port)
-            hosts.start()
-            try:
-                await until(lambda: "saw" in hosts.births.heard and "press" in joins.births.heard)
-                local = joins.membership.local()
-                assert local is not None
-                assert (local.port, local.tls, local.site_ca) == (port, True, True)
-                async with connected(local):
-                    pass
-                await until(lambda: joins.membership.strangers)
-                assert list(joins.membership.strangers) == [f"127.0.0.1:{stranger.port}"]
-            finally:
-                await hosts.stop()
-                await joins.stop()
-
-        run(main)
-        assert "New client connected" not in stranger.log.read_text()
-
-
-def test_a_gateway_leaves_the_broker_of_one_that_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership, "LEARN_S", 0.1)
-    site = Site(tmp_path)
-    lost, saw = site.member("lost"), site.member("saw")
-    site.roster(lost, saw)
-
-    async def main() -> None:
-        port, log = free_port(), Log()
-        hosts, joins = Gateway(lost, tmp_path, port, log, "hosted"), Gateway(saw, tmp_path, free_port(), log, "auto")
-        hosts.start()
-        joins.start(port)
-        try:
-            await until(lambda: joins.membership.state.host == "lost")
-            site.authority.revoke("lost", "stolen")
-            site.roster(saw)
-            await until(lambda: joins.membership.state.host == "saw")  # it hosts itself
-            assert hosts.membership.state.role == "host"  # the other one knows nothing, or does not care
-            assert f"127.0.0.1:{port}" in joins.membership.strangers
-        finally:
-            await hosts.stop()
-            await joins.stop()
-
-    run(main)
-
-
-class Gateway:
-    """A membership and nothing else, on loopback."""
-
-    def __init__(self, identity: Identity, folder: Path, port: int, log: Log, mode: str) -> None:
-        self.identity, self.folder, self.port, self.log, self.mode = identity, folder, port, log, mode
-
-    def start(self, *peers: int) -> None:
-        name, clock, dice = self.identity.name, SystemClock(), SystemDice()
-        settings = Config.model_construct(
-            site=NAME, gateway=name,
-            broker=Broker.model_validate({"mode": self.mode, "url": f"mqtt://127.0.0.1:{self.port}"}),
-            mesh=Mesh.model_validate({"discovery": "off", "peers": [f"127.0.0.1:{each}" for each in peers]}),
-        )  # fmt: skip
-        link = Link(NAME, name, dice.token(), self.log)
-        self.births = Births(link, settings)
-        me = Announcement(site=NAME, gateway=name, instance=link.instance, role="guest")
-        self.membership = Membership(
-            settings, me, link, BUS, NoDiscovery(),
-            lambda: BrokerHost(settings.broker, self.folder / name / "broker", clock, dice, self.log, self.identity),
-            clock, dice, self.log, self.births.will, self.births.alive, Dress(self.identity),
-        )  # fmt: skip
-        self.births.endpoints = self.membership.endpoints
-        self.running = asyncio.create_task(self.membership.run())
-
-    async def stop(self) -> None:
-        self.running.cancel()
-        await asyncio.wait([self.running])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from brokers import free_port
 from gateways import GatewayProcess, gateway, until
-from hosted import Quiet, connected, hosted
+from hosted import connected, hosted
 from keepers import Log
 from onlooking import Said, edge_runtime, play
 from test_site_receipts import NAME
@@ -138,7 +138,7 @@ def test_what_is_in_the_way_of_a_revocation_is_said(tmp_path: Path) -> None:
         assert said.status == 1
         assert "saw is revoked, but the site does not know it yet" in said.error
         assert "site roster --publish" in said.error
-        async with hosted(tmp_path, press) as where:
+        async with hosted(tmp_path, press) as (_, where):
             said = await edge_runtime(
                 "site", "roster", "--publish", *folder, "--broker", url(where), "--identity", str(alice.folder)
             )
@@ -194,7 +194,7 @@ def test_all_that_have_asked_are_renewed_in_one_go(tmp_path: Path) -> None:
     before = {each.name: each.subject for each in (press, saw, oven)}
 
     async def main() -> None:
-        async with hosted(tmp_path, oven) as where:
+        async with hosted(tmp_path, oven) as (_, where):
             words = ["site", "renew", "--folder", str(site.authority.folder), "--broker", url(where)]
             said = await edge_runtime(*words, "--identity", str(vera.folder))
             assert (said.status, "vera is viewer" in said.error) == (1, True)
@@ -225,7 +225,7 @@ def test_a_certificate_is_renewed_and_the_broker_goes_on_with_it(tmp_path: Path)
     serials = {each.name: each.subject.serial for each in (press, saw)}
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where:
+        async with hosted(tmp_path, press) as (_, where):
             running = [Running(press, where), Running(saw, where)]
             await soon(lambda: all(each.log.count("renewal_asked") for each in running))
             words = ["site", "renew", "--folder", str(site.authority.folder), "--broker", url(where)]
@@ -266,7 +266,7 @@ def test_a_person_sees_the_gateways_and_nobody_who_only_says_to_be_one(tmp_path:
     site.roster(press)
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where, connected(where, press) as connection, connected(where, saw) as other:
+        async with hosted(tmp_path, press) as (_, where), connected(where, press) as connection, connected(where, saw) as other:
 
             async def born(name: str, by: Identity) -> None:
                 payload = by.sign(presence.pack(Birth(site=NAME, gateway=name, instance=name, online=True)), "birth")
@@ -291,7 +291,7 @@ def test_a_person_sees_the_gateways_and_nobody_who_only_says_to_be_one(tmp_path:
 @asynccontextmanager
 async def computing(who: Identity, where: Address) -> AsyncIterator[FakeExecutor]:
     """A gateway that computes a window of wear@1 in a millisecond."""
-    log, executor = Quiet(), FakeExecutor({"wear@1": 0.001})
+    log, executor = Log(), FakeExecutor({"wear@1": 0.001})
     sealing = Sealing(who)
     link = Link(NAME, who.name, f"{who.name}1", log, sealing)
     answering = Answering(link, executor, Mesh(), SystemClock(), log, outside=lambda: False)
@@ -336,7 +336,11 @@ def test_a_task_is_sent_by_a_gateway_and_by_no_person(tmp_path: Path) -> None:
     np.save(windows, np.zeros((2, 5, 2)))
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where, computing(press, where) as executor, connected(where, press) as connection:
+        async with (
+            hosted(tmp_path, press) as (_, where),
+            computing(press, where) as executor,
+            connected(where, press) as connection,
+        ):
             await connection.publish(topics.roster(NAME), press.signed_roster, qos=1, retain=True)
             words = ["mesh", "submit", "wear", str(windows), "--broker", url(where), "--json", "--identity"]
             said = await edge_runtime(*words, str(alice.folder))

@@ -58,7 +58,7 @@ def test_records_arrive_once_with_receipts_that_are_signed(tmp_path: Path) -> No
     site.roster(press)
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where:
+        async with hosted(tmp_path, press) as (_, where):
             far_end = receive(tmp_path / "records.db", where, cloud)
             await asyncio.to_thread(far_end.start)
             try:
@@ -92,7 +92,7 @@ def test_a_receipt_that_the_receiver_has_not_signed_makes_nobody_forget(tmp_path
     ]
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where, connected(where, cloud) as liar:
+        async with hosted(tmp_path, press) as (_, where), connected(where, cloud) as liar:
             mine = sink(press, where, timeout_s=1.0)
             opening = asyncio.create_task(mine.open(["e1"]))
             await liar.subscribe(topics.gateway(NAME, "press", "hello", "cloud"), qos=0)
@@ -182,7 +182,7 @@ def test_a_broker_whose_gateway_was_revoked_is_left(tmp_path: Path) -> None:
     site.roster(press, saw)
 
     async def main() -> None:
-        async with hosted(tmp_path, saw) as where:
+        async with hosted(tmp_path, saw) as (_, where):
             bus = LocalBus(PahoBus(), "", press)
             bus.local = lambda: Dress(press)(where)
             held = [await bus.connect(Address(host="local", client_id=f"sink-{number}")) for number in range(3)]
@@ -208,7 +208,7 @@ def test_equipment_sees_and_says_its_own(tmp_path: Path) -> None:
     others = ["device/oven/t", f"edge/{NAME}/gw/scale/status", f"edge/{NAME}/gw/device:scale/status", f"edge/{NAME}/roster", "x"]
 
     async def main() -> None:
-        async with hosted(tmp_path, press) as where, connected(where, press) as watcher, connected(where, scale) as one:
+        async with hosted(tmp_path, press) as (_, where), connected(where, press) as watcher, connected(where, scale) as one:
             await watcher.subscribe("#")
             for topic in [*others, *mine]:
                 await one.publish(topic, b"1", qos=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,20 +151,37 @@ def test_the_log_holds_no_traffic_and_does_not_grow(heard: Heard, monkeypatch: p
     assert list(heard.pipe.last_words)[-1].endswith("Client 99 disconnected.")
 
 
-def test_the_broker_never_waits_for_us(heard: Heard) -> None:
+def test_the_broker_waits_rather_than_saying_less(heard: Heard) -> None:
+    assert os.get_blocking(heard.theirs)
+    os.set_blocking(heard.theirs, False)  # else we would wait here
+    line = DENIED.format("saw").encode()
+    room = pipe.PIPE_BYTES // len(line)
+    assert room >= 8_000
+    assert os.write(heard.theirs, line * 2 * room) <= pipe.PIPE_BYTES  # the rest would wait
+    heard.look()
+    assert heard.counts["publish"] >= room - 1
+
+
+def test_with_a_small_pipe_the_broker_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would, at each look."""
+    monkeypatch.setattr("fcntl.F_SETPIPE_SZ", fcntl.F_GETPIPE_SZ)  # it stays as it is
+    small = Heard(tmp_path)
     many = (PASSING * 1_000).encode()
-    while os.write(heard.theirs, many) == len(many):
+    while os.write(small.theirs, many) == len(many):
         continue
     with pytest.raises(BlockingIOError):  # so mosquitto drops the line, and goes on
-        os.write(heard.theirs, many)
-    heard.look()
-    heard.say("\n" + DENIED.format("saw"))
-    heard.look()
-    assert heard.counts["publish"] == 1
+        os.write(small.theirs, many)
+    small.look()
+    small.say("\n" + DENIED.format("saw"))
+    small.look()
+    assert small.counts["publish"] == 1
+    small.pipe.close()
+    os.close(small.theirs)
 
 
 def test_who_floods_with_long_lines_is_looked_at_more_often(heard: Heard) -> None:
     """10 MB a second, for some seconds of a clock of ours."""
+    os.set_blocking(heard.theirs, False)
     line = DENIED.format("saw").replace("edge/plant", "x" * 900).encode()
     wait_s, now_s, said, lost = host.LOOK_S, 0.0, 0, []
     while now_s < 5.0:
