@@ -70,9 +70,9 @@ class Dice(Protocol):
 class Worker(Protocol):
     """One thread that does blocking work, one call after the other."""
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """A call that has begun is finished even if the caller is cancelled."""
-        ...
+    def idle(self) -> bool: ...  # no call has begun or waits
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T: ...  # finished once begun, even if its caller is cancelled
 
     def close(self) -> None:
         """Finishes the calls that wait, and returns when its thread has ended."""

@@ -81,6 +81,11 @@ class ThreadWorker:
         self._room = asyncio.Semaphore(calls_max)
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._begun = 0
+        """Calls of which the thread has not said that they are over."""
+
+    def idle(self) -> bool:
+        return not self._begun
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """A call that has begun is finished even if the caller is cancelled; one that waits is then taken back. Raises EdgeError
@@ -93,8 +98,12 @@ class ThreadWorker:
                 self._thread.start()
             loop = asyncio.get_running_loop()
             done: asyncio.Future[T] = loop.create_future()
-            self._calls.put((loop, done, function, args))
+            self._begun += 1
+            self._calls.put((loop, done, self._over, function, args))
             return await done
+
+    def _over(self) -> None:
+        self._begun -= 1
 
     def close(self) -> None:
         """Waits for the running call and those that wait for it."""
@@ -122,16 +131,17 @@ def left_behind(limit_s: float = 0.5) -> list[str]:
     return [thread.name for thread in list(_abandoned) if thread.is_alive()]
 
 
-_Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
+_Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], None], Callable[..., Any], tuple[Any, ...]]
+"""Who asks, what it awaits, what it is told when the call is over (also one that nobody awaits any more), and the call."""
 
 
 class _Outcome:
     """What a call returned or raised, on its way to the loop that asked: there it is raised again."""
 
-    __slots__ = ("_done", "_error", "_loop", "value")
+    __slots__ = ("_done", "_error", "_loop", "_over", "value")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
-        self._loop, self._done = loop, done
+    def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], over: Callable[[], None]) -> None:
+        self._loop, self._done, self._over = loop, done, over
         self.value: Any = None
 
     def __enter__(self) -> _Outcome:
@@ -144,6 +154,7 @@ class _Outcome:
         return True
 
     def _settle(self) -> None:
+        self._over()
         if self._done.cancelled():
             return
         if self._error is None:
@@ -154,12 +165,11 @@ class _Outcome:
 
 def _work(calls: queue.SimpleQueue[_Call | None]) -> None:
     while (call := calls.get()) is not None:
-        loop, done, function, args = call
-        if not done.cancelled():
-            with _Outcome(loop, done) as outcome:
+        loop, done, over, function, args = call
+        with _Outcome(loop, done, over) as outcome:
+            if not done.cancelled():
                 outcome.value = function(*args)
-            del outcome
-        del call, done, function, args  # while it waits for the next call it keeps nothing alive
+        del outcome, call, done, over, function, args  # while it waits for the next call it keeps nothing alive
 
 
 def boot_id() -> str:

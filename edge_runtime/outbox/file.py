@@ -1,5 +1,6 @@
-"""The outbox's file as the store's two threads use it: one writes, one reads. Every method may raise DiskError; after `drop` the
-next call opens the file again. One that was found corrupt is salvaged into a new file, set aside and replaced (never deleted).
+"""The outbox's file as the store's two threads use it: one writes, one reads; where the disk is quick, rows are appended on the
+event loop instead. Every method may raise DiskError; after `drop` the next call opens the file again. One that was found corrupt
+is salvaged into a new file, set aside and replaced (never deleted).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import msgspec
 
 from edge_runtime.outbox import damage, journal, schema, tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Batch
-from edge_runtime.outbox.database import DiskError, Transaction, corrupt, locked
+from edge_runtime.outbox.boots import Boots
+from edge_runtime.outbox.database import BUSY_S_MAX, DiskError, Transaction, Trouble, corrupt, locked, trouble
 from edge_runtime.outbox.epochs import Epoch, in_use
 from edge_runtime.outbox.gaps import Change, Gaps
+from edge_runtime.outbox.inserts import insert
 from edge_runtime.outbox.journal import Held, Journal
+from edge_runtime.outbox.pace import QUICK_BYTES_MAX, Pace
 from edge_runtime.outbox.room import Room
 from edge_runtime.outbox.salvage import salvage
 from edge_runtime.ports import Clock, Database, Disk, EdgeError, Ranges
@@ -29,12 +33,16 @@ SALVAGED = ".salvaged"
 """The new file beside the corrupt one, until it takes its place."""
 
 
+Acknowledged = Mapping[tuple[str, Lane], Ranges]
+"""What each sink need not be given any more of a lane."""
+
+
 class Books(msgspec.Struct, frozen=True):
     """What is on the disk, in short; replaced as a whole after each transaction."""
 
     heads: dict[Lane, int]
     epochs: tuple[Epoch, ...] = ()
-    acknowledged: dict[tuple[str, Lane], Ranges] = {}
+    acknowledged: Acknowledged = {}
     boots: dict[int, tuple[str, int | None]] = {}
     journal: Held = Held()
     purge_left: bool = False
@@ -56,9 +64,8 @@ class OutboxFile:
         self.corrupt = False
         """Set when one of the two threads met corruption; both connections are closed before the file is replaced."""
         self._identity = 0
-        self._boots: dict[int, tuple[str, int | None]] = {}
-        self._boot_numbers: dict[str, int] = {}
-        """Of those of `_boots` whose wall - monotonic is noted."""
+        self._boots, self._pace = Boots(), Pace()
+        self._patient = True
         self._rescued = False
         self.offered: dict[Lane, int] = {}
         """The highest seqs that a sink was given to send, in this run."""
@@ -142,22 +149,56 @@ class OutboxFile:
     def write(self, batch: Batch) -> None:
         """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""
         database = self._write_connection()
-        if self._disk.identity(self._path) != self._identity:
+        if not self._is_in_place():
             self._rescue(database)
+        self._set_patience(database, patient=True)
         if self._landed(database, batch):
             return
         self._room.check_log(database, batch, purging=bool(batch.acknowledged or self.books.purge_left))
-        newest, books = dict(self._gaps.newest), None
+        self._commit(database, batch, batch.acknowledged)
+        self._room.cut_log(database)
+
+    def append(self, batch: Batch) -> bool:
+        """Its rows, on the event loop, by whoever knows that the writer's thread is idle; what it acknowledges is left out.
+        False: nothing is written; it may take longer than to ask the thread for it, so `write` has to do it."""
+        database, deletes = self._writer, batch.refused or self.books.purge_left
+        if database is None or self.corrupt or deletes or batch.size_bytes > QUICK_BYTES_MAX or not self._pace.quick:
+            return False
+        if not (self._room.fits(batch) and self._is_in_place()):
+            return False
+        self._set_patience(database, patient=False)
+        try:
+            self._commit(database, batch, {})
+        except DiskError as error:
+            if trouble(error) is Trouble.LOCKED:  # another program writes, or recovers: the thread can wait for it
+                return False
+            raise
+        return True
+
+    def _is_in_place(self) -> bool:
+        return self._disk.identity(self._path) == self._identity
+
+    def _set_patience(self, database: Database, *, patient: bool) -> None:
+        """Whether a transaction may wait for a lock, and cut the log at its end."""
+        if patient is not self._patient:
+            database.execute(f"PRAGMA busy_timeout={int(BUSY_S_MAX * 1000) if patient else 0}")
+            database.execute(f"PRAGMA wal_autocheckpoint={self._room.log_pages_max if patient else 0}")
+            self._patient = patient
+
+    def _commit(self, database: Database, batch: Batch, acknowledged: Acknowledged) -> None:
+        newest, books, began_ns = dict(self._gaps.newest), None, self._clock.mono_ns()
         change = Change(database, self.books.epochs[-1].name, self.books.heads, self.offered)
         try:
             with Transaction(database):
-                books = self._write(change, batch)
+                books = self._write(change, batch, acknowledged)
         except BaseException:
             self._gaps.newest = newest
             self._room.forget()
             self._journal.forget()
             self._unsure = (batch, books) if books else None  # it was the COMMIT
             raise
+        if batch.size_bytes <= QUICK_BYTES_MAX:
+            self._pace.note(self._clock.mono_ns() - began_ns)
         self.books = books
         self.lost += change.lost
 
@@ -183,23 +224,23 @@ class OutboxFile:
         self.books = self._read_books(database)
         return True
 
-    def _write(self, change: Change, batch: Batch) -> Books:
+    def _write(self, change: Change, batch: Batch, new: Acknowledged) -> Books:
         books, database = self.books, change.database
         acknowledged, purge_left = books.acknowledged, False
-        if batch.acknowledged:
-            acknowledged = {**acknowledged, **batch.acknowledged}
-            for (sink, lane), ranges in batch.acknowledged.items():
+        if new:
+            acknowledged = {**acknowledged, **new}
+            for (sink, lane), ranges in new.items():
                 tables.set_acknowledged(database, sink, lane, ranges)
         drafts = self._room.make(change, batch, self._gaps, acknowledged, self._journal.over_bytes(books.journal))
-        boots, numbers = self._number_boots(database, drafts)
+        boots, numbers = self._boots.number(database, books.boots, drafts)
         self.written = [(lane, change.heads[lane] + 1, rows) for lane, rows in drafts.items()]
         for lane, rows in drafts.items():
-            tables.insert(database, lane, change.epoch, change.heads[lane] + 1, rows, numbers)
+            insert(database, lane, change.epoch, change.heads[lane] + 1, rows, numbers)
             change.heads[lane] += len(rows)
         for sink, record, cause in batch.refused:
             self._set_aside(change, sink, record, cause)
         held = self._journal.write(database, batch, books.journal)
-        if batch.acknowledged or books.purge_left:
+        if new or books.purge_left:
             purge_left = self._room.purge(change, acknowledged)
         change.finish()
         return msgspec.structs.replace(
@@ -228,7 +269,7 @@ class OutboxFile:
 
     def drop_writer(self) -> None:
         """After a DiskError: the connection may be stale (the disk came back read-only, the file was replaced)."""
-        writer, self._writer = self._writer, None
+        writer, self._writer, self._patient = self._writer, None, True
         if writer:
             with contextlib.suppress(DiskError):
                 writer.close()
@@ -344,31 +385,6 @@ class OutboxFile:
             tables.boots(database),
             journal.read(database),
         )
-
-    def _number_boots(
-        self, database: Database, drafts: Mapping[Lane, Sequence[Draft]]
-    ) -> tuple[dict[int, tuple[str, int | None]], dict[str, int]]:
-        """The boots as they are now, and boot id -> number. Notes wall - monotonic as soon as a stamp is synchronised."""
-        if self._boots is not self.books.boots:
-            self._boots = self.books.boots
-            self._boot_numbers = {boot: number for number, (boot, offset_ns) in self._boots.items() if offset_ns is not None}
-        if self._boot_numbers.keys() >= {draft.stamp.boot for rows in drafts.values() for draft in rows}:
-            return self._boots, self._boot_numbers  # nothing to note: nearly always
-        known, changed = {boot: (number, offset_ns) for number, (boot, offset_ns) in self.books.boots.items()}, False
-        for rows in drafts.values():
-            for boot in dict.fromkeys([draft.stamp.boot for draft in rows]):
-                if boot not in known:
-                    known[boot], changed = (tables.boot_number(database, boot), None), True
-                number, offset_ns = known[boot]
-                if offset_ns is None:
-                    stamp = next(
-                        (draft.stamp for draft in reversed(rows) if draft.stamp.boot == boot and draft.stamp.synced), None
-                    )
-                    if stamp:
-                        known[boot], changed = (number, stamp.wall_ns - stamp.mono_ns), True
-                        tables.set_boot_offset(database, boot, stamp.wall_ns - stamp.mono_ns)
-        numbers = {boot: number for boot, (number, _) in known.items()}
-        return (tables.boots(database) if changed else self.books.boots), numbers
 
     def _set_aside(self, change: Change, sink: str, record: Record, cause: str) -> None:
         tables.add_refused(change.database, sink, record, cause, REFUSED_MAX, self._refused_bytes_max)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from edge_runtime.outbox import tables
+from edge_runtime.outbox.inserts import insert
 from edge_runtime.ports import Clock, Database
 from edge_runtime.records import LANES, Draft, Gap, Lane, to_json
 
@@ -70,7 +71,7 @@ class Gaps:
     def _write(self, change: Change, seq: int, gap: Gap) -> None:
         stamp = self._clock.now()
         numbers = {stamp.boot: tables.boot_number(change.database, stamp.boot)}
-        tables.insert(change.database, Lane.GAP, change.epoch, seq, [Draft(Lane.GAP, gap.lane, stamp, to_json(gap))], numbers)
+        insert(change.database, Lane.GAP, change.epoch, seq, [Draft(Lane.GAP, gap.lane, stamp, to_json(gap))], numbers)
         self.newest[gap.lane] = (seq, gap)
 
     def _merge(self, change: Change) -> None:

@@ -42,6 +42,10 @@ PURGE_SHARE = 4
 PURGE_PIECES_MAX = 4
 """It is divided between so many ranges."""
 
+APPEND_PAGES, LOG_SHARE = 4, 0.75
+"""What an append writes beside its rows; when it is time to cut the WAL that appends have written, as a part of what it may have:
+a WAL that has to grow again after it was cut is synced half as fast."""
+
 BATCH_SHARE = 8
 """One part in so many of the cap may come in one transaction."""
 
@@ -61,6 +65,10 @@ class Room:
         self._pages_spare = self._pages_over = 0
         self._log_bytes = self._log_bytes_max
         """What the WAL holds at most."""
+        self.log_pages_max = log_bytes_max // 2 // PAGE_BYTES
+        """At which SQLite cuts the WAL, and what is left of the file then."""
+        self._appended_pages = 0
+        """About so many since the WAL was cut."""
         self._sinks: Mapping[str, Sequence[Lane]] = {}
         self._taken: tuple[Lane, ...] = ()
         self._purged: dict[Lane, Ranges] = {}
@@ -86,6 +94,28 @@ class Room:
         self._pages_spare, self._log_bytes, self._purged = 0, self._log_bytes_max, {}
 
     # --- before the write ---
+
+    def fits(self, batch: Batch) -> bool:
+        """Rows only, which are taken for written then: there is nothing to evict, as far as is known without asking SQLite, and
+        no log to cut."""
+        coming = FRAME_BYTES * _frames(batch.size_bytes, 0)
+        if self._log_bytes + coming > self._log_bytes_max:
+            self._log_bytes = self._disk.log_bytes(self._path)
+        if self._is_log_long or _pages(batch.size_bytes) > self._pages_spare or self._log_bytes + coming > self._log_bytes_max:
+            return False
+        self._log_bytes += coming
+        self._appended_pages += batch.size_bytes // PAGE_BYTES + APPEND_PAGES
+        return True
+
+    @property
+    def _is_log_long(self) -> bool:
+        return self._appended_pages > self.log_pages_max * LOG_SHARE
+
+    def cut_log(self, database: Database) -> None:
+        """Outside a transaction, where appends have made it long: they do not wait for a checkpoint."""
+        if self._is_log_long:
+            tables.rows(database, "PRAGMA wal_checkpoint(PASSIVE)")
+            self._appended_pages = 0
 
     def check_log(self, database: Database, batch: Batch, *, purging: bool) -> None:
         """Outside a transaction. Raises DiskError while the WAL cannot be cut and nothing more may be added to it."""
@@ -114,7 +144,7 @@ class Room:
         """Evicts, the least important lane first and the oldest record first, and says so. Returns the drafts to be written:
         those that are less important than all that could go instead go themselves. `over_bytes`: of the journal, which were
         accepted under a larger cap; they are no reason to evict."""
-        drafts = batch.drafts
+        drafts: dict[Lane, list[Draft]] = batch.drafts
         needed = _pages(batch.size_bytes)
         self._pages_spare -= needed
         if self._pages_spare >= 0:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from edge_runtime import trail
 from edge_runtime.outbox import tables
 from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch, Position, samples_bytes
 from edge_runtime.outbox.database import HINTS, UNWRITABLE, DiskError, Trouble, trouble
 from edge_runtime.outbox.epochs import confirmed, used_by_another
 from edge_runtime.outbox.file import OutboxFile
+from edge_runtime.outbox.news import News
 from edge_runtime.ports import Dice, EdgeError, Ranges, Receipt, Worker
 from edge_runtime.records import Draft, Lane, Record, Sample
 from edge_runtime.saying import told
@@ -30,6 +29,9 @@ T = TypeVar("T")
 LAZY_S_MAX = 0.25
 """A sink's acknowledgement waits this long for a commit to ride on: lost in a crash, it costs a resend that the far end
 recognises, while a transaction of its own would cost the disk as much as a record."""
+
+PUT_OFF_S = 0.2
+"""As long as that it lets rows pass that can be appended."""
 
 READ_BYTES_MAX = 2**20
 """A read ends with the record that reaches it: a batch for a sink must fit into the memory, whatever its records hold."""
@@ -61,12 +63,10 @@ class Store:
         self._listeners: list[weakref.ref[asyncio.Event]] = []
         """Of pipelines and sinks that still are."""
         self.state = StoreState()
-        self.lost: Counter[Lane] = Counter()
-        """Records that no sink will get, by kind."""
-        self.samples_lost = self.replaced = 0
-        """Rows of the journal that a corrupt file has cost; corrupt files that were set aside."""
+        self.news = News(file, self._log)
         self._writing_since_s: float | None = None
-        self._over_cap = False
+        self._acknowledged_s = 0.0
+        """Since when what is acknowledged waits to be written, in the loop's time."""
 
     # --- life ---
 
@@ -83,7 +83,7 @@ class Store:
         self._batch = Batch(asyncio.get_running_loop())
         known = (sinks, pipelines, unconfirmed, size_bytes_kept)
         await self._until_it_works(self._writer, self._file.start, self._dice.token(), *known)
-        self._tell_losses()
+        self.news.tell_losses()
         self._task = asyncio.create_task(self._run(), name="store")
 
     async def know(
@@ -177,9 +177,11 @@ class Store:
             )
 
     def acknowledge(self, sink: str, lane: Lane, ranges: Ranges) -> None:
-        """The sink need not be given these any more. Written with the next transaction, or soon."""
+        """The sink need not be given these any more. Written with the next transaction of the writer's thread, or soon."""
         if not self._batch.acknowledged:
-            asyncio.get_running_loop().call_later(LAZY_S_MAX, self._wake.set)
+            loop = asyncio.get_running_loop()
+            self._acknowledged_s = loop.time()
+            loop.call_later(LAZY_S_MAX, self._wake.set)
         self._batch.acknowledged[sink, lane] = ranges
 
     async def set_aside(self, sink: str, record: Record, cause: str) -> None:
@@ -272,7 +274,7 @@ class Store:
                 batch, self._batch = self._batch, Batch(asyncio.get_running_loop())
                 self._room.set()
                 await self._write(batch)
-                if self._file.books.purge_left or not self._batch.empty or self._closing:
+                if self._file.books.purge_left or self._batch.waiters or self._closing:
                     self._wake.set()
         except BaseException as error:
             # A fault of ours. Whoever waits, or comes later, must hear of it and not wait for ever.
@@ -282,54 +284,37 @@ class Store:
             self._room.set()
             raise
 
+    async def _append(self, batch: Batch) -> bool:
+        """On the loop, where that is no longer than to ask the writer's thread. False: it has to be asked."""
+        lately = asyncio.get_running_loop().time() - self._acknowledged_s < PUT_OFF_S
+        if self.state.trouble or not self._writer.idle() or (batch.acknowledged and not (batch.waiters and lately)):
+            return False
+        try:
+            appended = self._file.append(batch)
+        except DiskError as error:
+            await self._drop(self._writer, error)
+            return False
+        if appended:
+            self._batch.acknowledged = batch.acknowledged  # for the next one; nothing has come to that yet
+        return appended
+
     async def _write(self, batch: Batch) -> None:
         """Rows that cannot be stored come back to their callers; nothing of the batch is on the disk then."""
         try:
-            await self._until_it_works(self._writer, self._file.write, batch)
+            if not await self._append(batch):
+                await self._until_it_works(self._writer, self._file.write, batch)
         except (EdgeError, *UNWRITABLE) as error:
             self._log.error("rows_refused", cause=told(error), hint="their callers are told")
             batch.wake(error)
         else:
             batch.wake()
-            self._trace()
-            self._tell_over_cap()
-        self._tell_losses()
+            self.news.tell_written()
+        self.news.tell_losses()
         self._room.set()
         for listener in self._listeners:
             event = listener()
             if event is not None:
                 event.set()
-
-    def _trace(self) -> None:
-        written, self._file.written = self._file.written, []
-        if trail.on(self._log):
-            epoch = self._file.books.epochs[-1].name
-            for lane, first, drafts in written:
-                for seq, draft in enumerate(drafts, first):
-                    self._log.debug("committed", **trail.name(lane, draft), source=draft.source, lane=lane, epoch=epoch, seq=seq)
-
-    def _tell_losses(self) -> None:
-        file = self._file
-        if file.aside:
-            self._log.error("outbox_replaced", cause="the file was corrupt", aside=str(file.aside), hint=HINTS[Trouble.CORRUPT])
-        self.replaced += file.aside is not None
-        self.samples_lost += file.samples_lost
-        for gap in file.lost:
-            self.lost[gap.lane.kind] += gap.count
-            self._log.warning("records_lost", lane=gap.lane, first=gap.first, last=gap.last, count=gap.count, reason=gap.reason)
-        if file.samples_lost:
-            self._log.warning("samples_lost", rows=file.samples_lost, reason="the journal's pages could not be read")
-        file.lost, file.samples_lost, file.aside = [], 0, None
-
-    def _tell_over_cap(self) -> None:
-        over_bytes = self._file.over_bytes
-        if bool(over_bytes) != self._over_cap:
-            self._over_cap = bool(over_bytes)
-            if over_bytes:
-                hint = "samples that were accepted under a larger outbox.size_bytes_max stay until their windows are made"
-                self._log.warning("outbox_over_cap", over_bytes=over_bytes, size_bytes_max=self.size_bytes_max, hint=hint)
-            else:
-                self._log.info("outbox_within_cap", size_bytes_max=self.size_bytes_max)
 
     async def _next_batch(self) -> None:
         self._room.clear()

@@ -1,5 +1,5 @@
-"""Every SQL statement on the outbox's tables (see schema.py). Plain functions of a connection, called in the store's thread, no
-state but SQLite's.
+"""Every SQL statement on the outbox's tables (see schema.py), but those of inserts.py. Plain functions of a connection, no state
+but SQLite's.
 """
 
 from __future__ import annotations
@@ -13,23 +13,12 @@ from edge_runtime.outbox.database import corrupt
 from edge_runtime.outbox.epochs import Epoch
 from edge_runtime.outbox.schema import SINKS
 from edge_runtime.ports import Database, Ranges
-from edge_runtime.records import LANES, Draft, Gap, Lane, Record, Sample, Stamp
+from edge_runtime.records import LANES, Gap, Lane, Record, Sample, Stamp
 
 ROW_MAX = 2**62
 """Past every row and seq."""
 
 LEAF_BYTES_MAX = 4_000
-INSERT_ROWS = (100, 10, 1)
-"""Rows of one statement: a hundred in one take a third less than one by one, and the oldest SQLite takes them (999 values)."""
-
-_VALUES, _ROW = 8, "(?1,?,?,?,?,?,?,?,?)"
-"""Of one row, beside the epoch, which all rows of a statement share."""
-_INSERT = {
-    (lane, count): f"INSERT INTO lane_{lane} (epoch, seq, source, boot, mono_ns, wall_ns, synced, uniq, body) "
-    f"VALUES {','.join([_ROW] * count)}"
-    for lane in LANES
-    for count in INSERT_ROWS
-}
 RECORD_TYPES = (int, int, str, int, int, int, int, str, bytes)
 """Of a row of lane_*, in the order of its columns. A flipped bit may turn one into another without SQLite noticing."""
 
@@ -117,25 +106,6 @@ def heads(database: Database) -> dict[Lane, int]:
     for lane, seq in rows(database, "SELECT lane, max(last) FROM acknowledged GROUP BY lane"):
         found[Lane(lane)] = max(found[Lane(lane)], seq)
     return found
-
-
-def insert(
-    database: Database, lane: Lane, epoch: str, first: int, drafts: Sequence[Draft], boot_numbers: Mapping[str, int]
-) -> None:
-    """Numbers them first, first + 1, ...
-
-    sqlite3 looks for an adapter for each value that is not exactly an int, float, str or bytearray: for a bool and for bytes that
-    takes as long as a third of their row. Hence the int and the bytearray."""
-    number, values, at = epoch_number(epoch), list[Any](), 0
-    for seq, draft in enumerate(drafts, first):
-        stamp = draft.stamp
-        boot, synced = boot_numbers[stamp.boot], 1 if stamp.synced else 0
-        values += (seq, draft.source, boot, stamp.mono_ns, stamp.wall_ns, synced, draft.unique, bytearray(draft.body))
-    for count in INSERT_ROWS:
-        step = count * _VALUES
-        while len(values) - at >= step:
-            database.execute(_INSERT[lane, count], [number, *values[at : at + step]])
-            at += step
 
 
 def set_heads(database: Database, changed: Mapping[Lane, int]) -> None:

@@ -102,13 +102,20 @@ class InlineWorker:
         self._rng = rng
         self._fence = fence or Fence("")
         self._turn = asyncio.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._closed = False
+
+    def idle(self) -> bool:
+        return not self._calls
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         if self._closed:
             raise EdgeError("the worker is closed", "it was used after the gateway stopped")
         # A task of its own, shielded: a thread finishes what it began, whatever becomes of the caller.
-        return await asyncio.shield(asyncio.create_task(self._call(function, args), name=f"{self._fence.node}/worker"))
+        call = asyncio.create_task(self._call(function, args), name=f"{self._fence.node}/worker")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return await asyncio.shield(call)
 
     def close(self) -> None:
         self._closed = True

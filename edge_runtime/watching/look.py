@@ -107,9 +107,9 @@ def _outbox(store: Store) -> Outbox:
         writing_s=store.writing_s,
         size_bytes_max=store.size_bytes_max,
         journal=store.journal_waiting,
-        lost=_by_kind(store.lost),
-        samples_lost=store.samples_lost,
-        replaced=store.replaced,
+        lost=_by_kind(store.news.lost),
+        samples_lost=store.news.samples_lost,
+        replaced=store.news.replaced,
     )
 
 

@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from outboxes import SINKS, draft, everything, new_store, opened, sample, texts
 
-from edge_runtime.outbox import tables
+from edge_runtime.outbox import file as outbox_file
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Position
 from edge_runtime.outbox.database import FileDisk
 from edge_runtime.ports import Database, EdgeError
 from edge_runtime.records import Lane
+
+pytestmark = pytest.mark.usefixtures("both_writers")
 
 TESTS = Path(__file__).parent.parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -263,7 +265,7 @@ def test_a_fault_of_ours_in_the_writer_is_told_to_all_who_wait(tmp_path: Path, m
     async def scenario() -> None:
         store = new_store(tmp_path / "outbox.db")
         await store.open(SINKS, {})
-        monkeypatch.setattr(tables, "insert", lambda *_: {}["no such key"])
+        monkeypatch.setattr(outbox_file, "insert", lambda *_: {}["no such key"])
         for _ in range(2):
             with pytest.raises(EdgeError, match="no such key"):
                 await store.commit([draft(1)])

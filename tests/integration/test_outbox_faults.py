@@ -26,6 +26,8 @@ from edge_runtime.records import LANES, Lane
 from edge_runtime.testing.disk import FaultyDisk, rot
 from edge_runtime.testing.fence import Fence
 
+pytestmark = pytest.mark.usefixtures("both_writers")
+
 ROWS = 2_000
 
 

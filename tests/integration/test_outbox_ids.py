@@ -12,6 +12,8 @@ from outboxes import draft, everything, ids, opened, texts
 from edge_runtime.ports import Receipt
 from edge_runtime.records import LANES, Lane, Stamp
 
+pytestmark = pytest.mark.usefixtures("both_writers")
+
 
 def run(path: Path, count: int, *, acknowledged: bool = False) -> list[tuple[str, str, int]]:
     """One life of a gateway that makes so many records. Returns their ids."""

@@ -13,6 +13,8 @@ from outboxes import draft, everything, opened, texts
 
 from edge_runtime.records import Lane
 
+pytestmark = pytest.mark.usefixtures("both_writers")
+
 
 def remove_the_file(file: Path) -> None:
     file.unlink()

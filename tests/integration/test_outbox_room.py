@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from outboxes import SINKS, STAMP, accounted, draft, everything, gaps_of, opened, sample, texts
+from waiting import until
 
 from edge_runtime.outbox import gaps, intervals, tables
 from edge_runtime.outbox.batch import Position
@@ -21,6 +22,8 @@ from edge_runtime.outbox.room import BATCH_SHARE, PURGE_ROWS_MAX
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import Database
 from edge_runtime.records import KINDS, Lane, Record, Sample
+
+pytestmark = pytest.mark.usefixtures("both_writers")
 
 MIB = 2**20
 
@@ -256,7 +259,9 @@ def test_a_purge_stays_under_the_cap(cap: int, size: int, tmp_path: Path) -> Non
             for _ in range(2):
                 for _ in range(cap // 40 // (size + 120)):
                     await store.commit([draft(n, size=size) for n in range(40)])
-                store.acknowledge("cloud", Lane.RESULT, ((1, store.heads[Lane.RESULT]),))
+                head = store.heads[Lane.RESULT]
+                store.acknowledge("cloud", Lane.RESULT, ((1, head),))
+                await until(lambda h=head: store.acknowledged("cloud", Lane.RESULT) == ((1, h),))  # type: ignore[misc]
                 await store.commit([draft("event", Lane.EVENT)])
                 while store._file.books.purge_left:
                     assert size_bytes(path) <= cap
@@ -287,6 +292,7 @@ def test_a_lane_that_no_sink_takes_keeps_its_records(tmp_path: Path) -> None:
             store.acknowledge("cloud", Lane.EVENT, ((1, 1),))
             await store.commit([draft("kept as well")])
             assert texts(await everything(store)) == ["kept", "kept as well"]
+            await until(lambda: store.acknowledged("cloud", Lane.EVENT))
             assert not await everything(store, Lane.EVENT)
         async with opened(path, sinks={"other": [Lane.RESULT]}) as store:
             assert store.acknowledged("cloud", Lane.EVENT) == ()

@@ -130,7 +130,7 @@ def test_a_smaller_cap_holds_when_it_is_confirmed_and_what_goes_is_told(tmp_path
             await asyncio.sleep(1)
             await steered.want(patch={"outbox": {"size_bytes_max": MIB}})
             await steered.reported("active")
-            await until(lambda: steered.gateway.store.size_bytes_max == MIB and steered.gateway.store.lost)
+            await until(lambda: steered.gateway.store.size_bytes_max == MIB and steered.gateway.store.news.lost)
             site.far_end().up = True
             await until(lambda: site.bodies(Lane.GAP) and not steered.gateway._undelivered())
             gone = sum(gap["count"] for gap in site.bodies(Lane.GAP) if gap["lane"] == "sample")

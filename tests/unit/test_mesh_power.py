@@ -36,6 +36,9 @@ class Nothing:
 class Here:
     """ports.Worker: at once."""
 
+    def idle(self) -> bool:
+        return True
+
     async def run(self, function: Any, *args: Any) -> Any:
         return function(*args)
 

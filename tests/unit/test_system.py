@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from edge_runtime.board import system
 from edge_runtime.board.system import SystemClock, SystemDice, ThreadWorker, left_behind
@@ -95,6 +96,26 @@ def test_a_call_that_has_begun_is_finished_and_close_waits_for_it() -> None:
         go_on.set()
         worker.close()
         assert done == ["begun"]
+
+    asyncio.run(scenario())
+
+
+def test_it_is_idle_when_its_thread_is_not_when_nobody_waits_any_more() -> None:
+    async def scenario() -> None:
+        worker, begun, go_on = ThreadWorker("test"), threading.Event(), threading.Event()
+        assert worker.idle()
+        calls = [asyncio.create_task(worker.run(lambda: begun.set() or go_on.wait(10))) for _ in range(2)]
+        await asyncio.to_thread(begun.wait)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        assert not worker.idle()
+        go_on.set()
+        await until(worker.idle)
+        with pytest.raises(ZeroDivisionError):
+            await worker.run(divmod, 1, 0)
+        assert worker.idle()
+        worker.close()
 
     asyncio.run(scenario())
 

@@ -178,7 +178,8 @@ def test_what_is_sent_is_within_half_a_step(value: float, scale: float, kind: An
     assert not isinstance(raw, Refusal)
     sent = scaled(point, raw)
     assert isinstance(sent, float | int)
-    step = scale if kind == "int32" else 2 * max(abs(value) * 2**-23, 1e-30) if kind == "float32" else 2 * abs(value) * 1e-15
+    steps = {"int32": scale, "float32": 2 * max(abs(value) * 2**-23, 1e-30), "float64": 2 * max(abs(value) * 1e-15, 1e-300)}
+    step = steps[kind]
     assert abs(sent - value) <= step / 2 * 1.001
 
 
