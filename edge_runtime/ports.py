@@ -124,8 +124,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     site_ca: bool = False
     """Of our site: it shows a gateway's certificate of `ca_file`, for whatever name and time. False: one for its host name."""
-    hurry: bool = False
-    """It may wait for the kernel's acknowledgements, though it is of our site: no gateway has to have started it."""
+    quickack: bool = True
+    """It may wait for the kernel's acknowledgements: only of one that a gateway has started do we know that it does not."""
     keepalive_s: int = 5
 
     def __repr__(self) -> str:

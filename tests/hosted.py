@@ -38,7 +38,7 @@ async def hosted(
     settings = {"mode": "hosted", "url": f"mqtt://127.0.0.1:{free_port()}", **settings}
     one = BrokerHost(Broker.model_validate(settings), folder / "broker", SystemClock(), SystemDice(), log or Log(), identity)
     where = await one.start()
-    assert (where.tls, where.site_ca) == (True, True)
+    assert (where.tls, where.site_ca, where.quickack) == (True, True, False)
     supervisor = asyncio.create_task(one.run())
     try:
         yield one, Address(host=where.host, port=where.port)

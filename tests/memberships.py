@@ -18,7 +18,7 @@ from edge_runtime.config import Broker, Config, Mesh
 from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
-from edge_runtime.ports import Announcement, Endpoint, Message, Will
+from edge_runtime.ports import Address, Announcement, Endpoint, Message, Will
 from edge_runtime.testing.discovery import Air, FakeDiscovery
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.host import FakeHost, HostFaults
@@ -79,7 +79,10 @@ class Births:
 class Node:
     """One gateway, from its start to its kill."""
 
-    def __init__(self, site: Site, name: str, life: int, broker: dict[str, Any], mesh: dict[str, Any], site_name: str) -> None:
+    def __init__(
+        self, site: Site, name: str, life: int, broker: dict[str, Any], mesh: dict[str, Any], site_name: str,
+        wear: Callable[[Address], Address],
+    ) -> None:  # fmt: skip
         loop = site.loop
         self._site = site
         self.fence = Fence(name)
@@ -108,7 +111,7 @@ class Node:
             Announcement(site=site_name, gateway=name, instance=instance, role="guest", endpoints=endpoints),
             self.link, site.lan.bus(self.fence), self.discovery,
             self._new_host,
-            clock, dice, self.log, self.births.will, self.births.alive,
+            clock, dice, self.log, self.births.will, self.births.alive, wear,
         )  # fmt: skip
         self.births.endpoints = self.membership.endpoints
         self.task = self.fence.start(self.membership.run(), name="membership")
@@ -141,10 +144,13 @@ class Site:
         self.nodes: dict[str, Node] = {}
         self.lives = 0
 
-    def start(self, *names: str, broker: dict[str, Any] | None = None, site: str = SITE, **mesh: Any) -> None:
+    def start(
+        self, *names: str, broker: dict[str, Any] | None = None, site: str = SITE,
+        wear: Callable[[Address], Address] = lambda each: each, **mesh: Any,
+    ) -> None:  # fmt: skip
         for name in names:
             self.lives += 1
-            self.nodes[name] = Node(self, name, self.lives, broker or {}, mesh, site)
+            self.nodes[name] = Node(self, name, self.lives, broker or {}, mesh, site, wear)
 
     def kill(self, name: str) -> None:
         """kill -9 of the gateway; its broker dies with it."""

@@ -22,6 +22,8 @@ from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from edge_runtime import references
 from edge_runtime.bus import listening, mosquitto, programs
 from edge_runtime.bus.acl import Rules
@@ -238,7 +240,7 @@ class BrokerHost:
 
     def _reach(self) -> Address:
         """For clients on this machine."""
-        return self._address if self._dress is None else self._dress(self._address)
+        return self._address if self._dress is None else replace(self._dress(self._address), quickack=False)
 
     async def _hearing(self, what: Coroutine[Any, Any, _T]) -> _T:
         """Until it is done. Nothing may be awaited of the broker but in here: it waits for who does not hear it."""

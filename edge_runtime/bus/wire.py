@@ -40,7 +40,7 @@ class Wire:
     """A connected socket in the shape that paho wants (recv, send, close, fileno, setblocking), which never blocks."""
 
     def __init__(self, sock: socket.socket, *, quickack: bool) -> None:
-        """`quickack`: the other end may wait for the kernel's acknowledgements."""
+        """`quickack`: see ports.Address."""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._quickack = quickack and hasattr(socket, "TCP_QUICKACK")
@@ -227,7 +227,7 @@ async def dial(address: Address) -> Wire:
             if address.tls:
                 sock = cleanup.enter_context(await _handshake(context or tls.context(address), sock, address))
             cleanup.pop_all()
-            return Wire(sock, quickack=address.hurry or not address.site_ca)
+            return Wire(sock, quickack=address.quickack)
     hint = "is the broker running, is the port right?" if isinstance(last, ConnectionRefusedError) else "is the network up?"
     raise BrokerError(f"{name(address)}: {describe(last)}", hint) from None
 

@@ -387,9 +387,9 @@ class Membership:
 
     def _dress(self, where: Address) -> Address:
         """As a member of the site; and two gateways with one name do not throw each other out."""
-        client_id = f"edge-{self._settings.site}-{self.candidates.me.name}-{self._client}"
-        hurry = self._settings.broker.mode == "external"
-        return msgspec.structs.replace(self._wear(where), client_id=client_id, keepalive_s=KEEPALIVE_S, hurry=hurry)
+        worn, client_id = self._wear(where), f"edge-{self._settings.site}-{self.candidates.me.name}-{self._client}"
+        quickack = not worn.site_ca or self._settings.broker.mode == "external"  # else a gateway has started it
+        return msgspec.structs.replace(worn, client_id=client_id, keepalive_s=KEEPALIVE_S, quickack=quickack)
 
 
 def _own(settings: Config) -> tuple[Endpoint, ...]:

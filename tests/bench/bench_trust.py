@@ -69,7 +69,7 @@ def sealed_link(identity: Identity, met: asyncio.Event, other: str) -> Link:
 
 
 async def serve(link: Link, identity: Identity, port: int) -> None:
-    address = Dress(identity)(Address(host="127.0.0.1", port=port, client_id=link.gateway))
+    address = Dress(identity)(Address(host="127.0.0.1", port=port, client_id=link.gateway, quickack=False))
     await link.serve(await PahoBus().connect(address), Home(address))
 
 

@@ -92,13 +92,13 @@ def test_a_flood_of_strangers_does_not_fill_the_disk(tmp_path: Path, monkeypatch
     run(main)
 
 
-@pytest.mark.parametrize("hurry", [False, True])
+@pytest.mark.parametrize("quickack", [False, True])
 def test_no_delayed_acknowledgement_of_the_kernel_in_a_round_trip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurry: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickack: bool
 ) -> None:
     """Linux delays one by 40 ms at least. The broker that a gateway hosts must not wait for any, and nobody asks the kernel to
-    hurry there; with `hurry` the other way round: a mosquitto as Debian starts it, with a certificate of the site."""
-    if hurry:
+    hurry there; with `quickack` the other way round: a mosquitto as Debian starts it, with a certificate of the site."""
+    if quickack:
         monkeypatch.setattr(conf, "_SETTINGS", conf._SETTINGS.replace("set_tcp_nodelay true\n", ""))
     site = Site(tmp_path)
     press, saw = site.member("press"), site.member("saw")
@@ -108,9 +108,9 @@ def test_no_delayed_acknowledgement_of_the_kernel_in_a_round_trip(
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             _, plain = await stack.enter_async_context(hosted(tmp_path, press))
-            plain = msgspec.structs.replace(plain, hurry=hurry)
+            plain = msgspec.structs.replace(plain, quickack=quickack)
             one, two = [await stack.enter_async_context(connected(plain, each)) for each in (press, saw)]
-            assert one._line._quickack == two._line._quickack == hurry
+            assert one._line._quickack == two._line._quickack == quickack
             await one.subscribe(f"{ROOT}/gw/press/+/saw")
             await two.subscribe(f"{ROOT}/gw/saw/+/press")
             took = []

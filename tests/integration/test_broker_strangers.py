@@ -184,7 +184,7 @@ def test_two_gateways_of_a_site_meet_on_one_broker_and_pass_a_strangers_by(tmp_p
                 await until(lambda: "saw" in hosts.births.heard and "press" in joins.births.heard)
                 local = joins.membership.local()
                 assert local is not None
-                assert (local.port, local.tls, local.site_ca) == (port, True, True)
+                assert (local.port, local.tls, local.site_ca, local.quickack) == (port, True, True, False)
                 async with connected(local):
                     pass
                 await until(lambda: joins.membership.strangers)

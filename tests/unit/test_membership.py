@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
+import msgspec
 import pytest
 from memberships import Site, simulate
 
@@ -363,10 +365,33 @@ def test_the_broker_dies_and_somebody_else_takes_its_port(seed: int) -> None:
     simulate(scenario, seed=seed)
 
 
+def of_the_site(address: Address) -> Address:
+    return msgspec.structs.replace(address, site_ca=True)
+
+
+def waits_for_acknowledgements(site: Site) -> list[bool]:
+    """The kernel's, and the broker of each: as far as its gateway knows."""
+    places = [node.membership.local() for node in site.nodes.values()]
+    return [place.quickack for place in places if place is not None]
+
+
+@pytest.mark.parametrize("wear", [of_the_site, lambda each: each])
+def test_of_a_broker_that_a_gateway_of_the_site_hosts_it_is_known_that_it_waits_for_no_acknowledgement(
+    wear: Callable[[Address], Address],
+) -> None:
+    async def scenario(site: Site) -> None:
+        site.start("gw-01", "gw-02", wear=wear)
+        await site.settled()
+        assert waits_for_acknowledgements(site) == [wear is not of_the_site] * 2
+
+    simulate(scenario)
+
+
 def test_an_external_broker_is_followed_for_ever_and_nobody_is_asked_or_told() -> None:
     async def scenario(site: Site) -> None:
         plant = FakeBroker(site.lan, "plant-broker", running=False)
-        site.start("gw-01", "gw-02", broker={"mode": "external", "url": "mqtt://plant-broker:1883"}, peers=["gw-02"])
+        external = {"mode": "external", "url": "mqtt://plant-broker:1883"}
+        site.start("gw-01", "gw-02", broker=external, peers=["gw-02"], wear=of_the_site)
         nodes = list(site.nodes.values())
         for away_s in (5, 120):
             await asyncio.sleep(away_s)
@@ -376,7 +401,7 @@ def test_an_external_broker_is_followed_for_ever_and_nobody_is_asked_or_told() -
             await site.until(lambda: all(node.membership.state.connected for node in nodes), EXTERNAL_S_MAX + 1, site.report)
             assert [node.membership.state.role for node in nodes] == ["guest", "guest"]
             assert [node.link.home.run for node in nodes if node.link.home is not None] == ["", ""]
-            assert all(local is not None and local.hurry for local in (node.membership.local() for node in nodes))
+            assert waits_for_acknowledgements(site) == [True, True]  # though it is of the site: nobody of it has started it
             await asyncio.sleep(20)
             plant.kill()
         await asyncio.sleep(1)
