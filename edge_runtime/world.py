@@ -11,21 +11,8 @@ from edge_runtime import config
 from edge_runtime.adapter import Adapter
 from edge_runtime.inference.model import Model, open_model
 from edge_runtime.mesh.discovery import NoDiscovery
-from edge_runtime.ports import (
-    Address,
-    Bus,
-    Clock,
-    Dice,
-    Discovery,
-    Disk,
-    Endpoint,
-    Host,
-    SecretError,
-    Secrets,
-    Sink,
-    Vitals,
-    Worker,
-)
+from edge_runtime.ports import Address, Bus, Clock, Dice, Disk, Host, SecretError, Secrets, Sink, Worker
+from edge_runtime.ports_mesh import Discovery, Endpoint, Vitals
 from edge_runtime.sources.writing import Writes
 from edge_runtime.trust.identity import Identity
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.discovery import ZeroconfDiscovery
-from edge_runtime.ports import Announcement, Endpoint
+from edge_runtime.ports_mesh import Announcement, Endpoint
 from edge_runtime.trust.identity import Identity
 
 TIMEOUT_S = 5.0

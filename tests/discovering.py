@@ -19,7 +19,7 @@ from netns import Lines, Network
 from edge_runtime.board.system import SystemDice
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.discovery import NoDiscovery, ZeroconfDiscovery
-from edge_runtime.ports import Announcement, Discovery
+from edge_runtime.ports_mesh import Announcement, Discovery
 
 
 @dataclass

@@ -27,7 +27,8 @@ from edge_runtime.bus.control import Command, CommandReply, Desired, Reported
 from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.control.layers import Layer, merge, validated
 from edge_runtime.mesh import announcing
-from edge_runtime.ports import Announcement, EdgeError, Endpoint, Offer
+from edge_runtime.ports import EdgeError
+from edge_runtime.ports_mesh import Announcement, Endpoint, Offer
 from edge_runtime.records import Inference, Lane, Record, Stamp, Tensor
 from edge_runtime.testing.adapter import Faulty
 from edge_runtime.trust import certificates, desk, envelope, passwords, token

@@ -15,7 +15,7 @@ from zeroconf import DNSAddress, DNSOutgoing, DNSPointer, DNSService, DNSText, S
 
 from edge_runtime.mesh import announcing
 from edge_runtime.mesh.discovery import TYPE
-from edge_runtime.ports import Announcement
+from edge_runtime.ports_mesh import Announcement
 
 GROUP = ("224.0.0.251", 5353)
 

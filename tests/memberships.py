@@ -18,7 +18,8 @@ from edge_runtime.config import Broker, Config, Mesh
 from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
-from edge_runtime.ports import Address, Announcement, Endpoint, Message, Will
+from edge_runtime.ports import Address, Message, Will
+from edge_runtime.ports_mesh import Announcement, Endpoint
 from edge_runtime.testing.discovery import Air, FakeDiscovery
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.host import FakeHost, HostFaults

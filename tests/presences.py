@@ -28,7 +28,8 @@ from edge_runtime.bus.broker import PahoBus
 from edge_runtime.config import Config
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.mesh.presence import Facts, Presence
-from edge_runtime.ports import Address, BrokerError, Message, Offer
+from edge_runtime.ports import Address, BrokerError, Message
+from edge_runtime.ports_mesh import Offer
 
 KEEPALIVE_S = 2
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edge_runtime.ports import Vitals
+from edge_runtime.ports_mesh import Vitals
 
 READ_S = 10.0
 """Machines do not become hot, or lose mains, more often than that matters."""

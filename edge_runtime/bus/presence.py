@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from edge_runtime.bus.messages import VERSION, BadMessage, Word
-from edge_runtime.ports import Endpoint, Offer
+from edge_runtime.ports_mesh import Endpoint, Offer
 
 PRESENCE_BYTES_MAX = 64 * 2**10
 """Of one message; more is refused."""

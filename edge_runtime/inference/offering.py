@@ -1,4 +1,4 @@
-"""Models that this gateway computes for its peers (ports.Executor; runs).
+"""Models that this gateway computes for its peers (ports_mesh.Executor; runs).
 
 They have own sessions, so that a peer's window and an own one never wait for the same lock; what is fast enough runs on the event
 loop here, too."""
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge_runtime.inference.engine import EngineError
 from edge_runtime.inference.model import Model, Stuck
-from edge_runtime.ports import Dice, EdgeError, Offer
+from edge_runtime.ports import Dice, EdgeError
+from edge_runtime.ports_mesh import Offer
 from edge_runtime.records import Inference, Tensor
 
 REOPEN_S_MIN, REOPEN_S_MAX = 1.0, 60.0
@@ -93,7 +94,7 @@ class Offering:
             self._failures.pop(name, None)
             self._models.pop(name).close()
 
-    # --- ports.Executor ---
+    # --- ports_mesh.Executor ---
 
     def withdraw(self) -> None:
         self._withdrawn = True

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_runtime.bus.messages import Word
-from edge_runtime.ports import Announcement, EdgeError, Endpoint, Role
+from edge_runtime.ports import EdgeError
+from edge_runtime.ports_mesh import Announcement, Endpoint, Role
 
 PROTOCOL = 1
 ENDPOINTS_MAX = 16

@@ -24,7 +24,8 @@ from edge_runtime.config import Mesh
 from edge_runtime.mesh.admission import Kept, Outcome, Queue, Refusal, TaskKey, Waiting, learned, left_ns
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.own import STALE_NS
-from edge_runtime.ports import BrokerError, Clock, EdgeError, Executor, Message, Offer
+from edge_runtime.ports import BrokerError, Clock, EdgeError, Message
+from edge_runtime.ports_mesh import Executor, Offer
 from edge_runtime.records import Inference, Privacy
 
 REFUSALS_MAX = 256

@@ -11,7 +11,7 @@ import msgspec
 from edge_runtime.bus.presence import Birth, Brokers
 from edge_runtime.mesh import election
 from edge_runtime.mesh.election import Candidate
-from edge_runtime.ports import Announcement, Endpoint
+from edge_runtime.ports_mesh import Announcement, Endpoint
 
 CANDIDATES_MAX = 256
 """Gateways with a name, and as many addresses without one; of more the one that was heard longest ago is forgotten."""

@@ -24,7 +24,8 @@ from edge_runtime.address import address
 from edge_runtime.config import Config, Mesh
 from edge_runtime.mesh import announcing
 from edge_runtime.mesh.announcing import BadAnnouncement, Interface
-from edge_runtime.ports import Announcement, Discovery, EdgeError, Endpoint
+from edge_runtime.ports import EdgeError
+from edge_runtime.ports_mesh import Announcement, Discovery, Endpoint
 
 if TYPE_CHECKING:
     from zeroconf import Zeroconf
@@ -68,7 +69,7 @@ class _Heard(msgspec.Struct):
 
 
 class ZeroconfDiscovery:
-    """See ports.Discovery. Raises EdgeError when zeroconf is not installed."""
+    """See ports_mesh.Discovery. Raises EdgeError when zeroconf is not installed."""
 
     def __init__(self, settings: Mesh, listen: str, log: Any) -> None:
         announcing.listens_on(listen)

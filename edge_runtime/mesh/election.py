@@ -20,7 +20,7 @@ import msgspec
 from edge_runtime.address import address
 from edge_runtime.bus.presence import Brokers
 from edge_runtime.config import Config
-from edge_runtime.ports import Endpoint, Role
+from edge_runtime.ports_mesh import Endpoint, Role
 
 PINNED_RANK = 0
 """Of a gateway with `broker.mode: hosted`; the others have 1 or more."""

@@ -19,7 +19,8 @@ from edge_runtime.mesh import election
 from edge_runtime.mesh.candidates import Candidates
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.mesh.probing import CONNECT_S_MAX, Answer, Probes
-from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Endpoint, Host, Will
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Host, Will
+from edge_runtime.ports_mesh import Endpoint
 
 LOOK_S = 1.0
 """From one look for rivals to the next."""

@@ -29,20 +29,8 @@ from edge_runtime.mesh.election import Candidate
 from edge_runtime.mesh.hosting import Hosting
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.mesh.probing import CONNECT_S_MAX, Answer, Probes
-from edge_runtime.ports import (
-    Address,
-    Announcement,
-    BrokerError,
-    Bus,
-    Clock,
-    Dice,
-    Discovery,
-    Endpoint,
-    Host,
-    Message,
-    Role,
-    Will,
-)
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Host, Message, Will
+from edge_runtime.ports_mesh import Announcement, Discovery, Endpoint, Role
 
 KEEPALIVE_S = 2
 """A broker that is cut off is noticed after 1.25 to 1.5 times this."""
@@ -387,7 +375,8 @@ class Membership:
 
     def _dress(self, where: Address) -> Address:
         """As a member of the site; and two gateways with one name do not throw each other out."""
-        worn, client_id = self._wear(where), f"edge-{self._settings.site}-{self.candidates.me.name}-{self._client}"
+        worn = self._wear(where)
+        client_id = f"edge-{self._settings.site}-{self.candidates.me.name}-{self._client}"
         quickack = not worn.site_ca or self._settings.broker.mode == "external"  # else a gateway has started it
         return msgspec.structs.replace(worn, client_id=client_id, keepalive_s=KEEPALIVE_S, quickack=quickack)
 

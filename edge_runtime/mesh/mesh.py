@@ -28,20 +28,8 @@ from edge_runtime.mesh.membership import Membership
 from edge_runtime.mesh.placing import Placing
 from edge_runtime.mesh.presence import Facts, Presence, powered
 from edge_runtime.mesh.sealing import Sealing
-from edge_runtime.ports import (
-    Address,
-    Announcement,
-    BrokerError,
-    Bus,
-    Clock,
-    Dice,
-    Discovery,
-    Endpoint,
-    Executor,
-    Host,
-    Vitals,
-    Worker,
-)
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Dice, Host, Worker
+from edge_runtime.ports_mesh import Announcement, Discovery, Endpoint, Executor, Vitals
 from edge_runtime.trust.identity import Identity
 
 ADDRESSES_S = 2.0

@@ -28,7 +28,8 @@ from edge_runtime.mesh.asking import Asking, Unanswered
 from edge_runtime.mesh.own import Own
 from edge_runtime.mesh.peers import PEERS_MAX, Peer, Peers
 from edge_runtime.mesh.routing import Decision, Draw, Here, Reason, There, Wanted
-from edge_runtime.ports import Clock, Dice, EdgeError, Vitals
+from edge_runtime.ports import Clock, Dice, EdgeError
+from edge_runtime.ports_mesh import Vitals
 from edge_runtime.records import Inference, Privacy, Tensor
 
 TOLD_MAX = 10_000

@@ -26,7 +26,8 @@ from edge_runtime.mesh import election
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.naming import Name
 from edge_runtime.mesh.peers import LATE_PERIODS, PERIOD_S_MAX, Peers
-from edge_runtime.ports import BrokerError, Clock, Dice, Endpoint, Message, Offer, Vitals, Will
+from edge_runtime.ports import BrokerError, Clock, Dice, Message, Will
+from edge_runtime.ports_mesh import Endpoint, Offer, Vitals
 
 JITTER = 0.1
 """Of the heartbeat's period: gateways that came to a broker at one instant shall not beat at one instant for ever."""

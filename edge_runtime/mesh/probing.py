@@ -16,7 +16,8 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Brokers
 from edge_runtime.bus.tls import REVOKED
-from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Endpoint, Stranger
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Stranger
+from edge_runtime.ports_mesh import Endpoint
 
 CONNECT_S_MAX = 1.0
 ANSWER_S_MAX = 0.5

@@ -1,7 +1,7 @@
 """mDNS in the simulator: announcements on a Lan that come late, get lost, are repeated, and outlive those who made them.
 
     air = Air(lan, lost=0.2)
-    discovery = FakeDiscovery(air, fence)    # ports.Discovery of the node that the fence is named after
+    discovery = FakeDiscovery(air, fence)    # ports_mesh.Discovery of the node that the fence is named after
 
 It does what mDNS does where that hurts: a killed gateway stays in the others' caches until `ttl_s`, a goodbye may be lost, and
 what was announced during a cut is heard only with the next repetition. It passes the same DiscoverySuite as the real one.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edge_runtime.ports import Announcement
+from edge_runtime.ports_mesh import Announcement
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.lan import Lan
 
@@ -80,7 +80,7 @@ class Air:
 
 
 class FakeDiscovery:
-    """ports.Discovery. An endpoint without a host gets the node's name, as the real one fills in the sender's address."""
+    """ports_mesh.Discovery. An endpoint without a host gets the node's name, as the real one fills in the sender's address."""
 
     def __init__(self, air: Air, fence: Fence) -> None:
         self.changed = asyncio.Event()
@@ -93,7 +93,7 @@ class FakeDiscovery:
         self._told: Sequence[Announcement] = []
         self._open = False
 
-    # --- ports.Discovery
+    # --- ports_mesh.Discovery
 
     async def open(self, mine: Announcement) -> None:
         await self._fence.passage()

@@ -1,4 +1,4 @@
-"""The rules of ports.Discovery as tests: they run over real mDNS and over the simulated one.
+"""The rules of ports_mesh.Discovery as tests: they run over real mDNS and over the simulated one.
 
     class TestMine(DiscoverySuite):
         def play(self, scenario):
@@ -16,7 +16,7 @@ from functools import partial
 
 import msgspec
 
-from edge_runtime.ports import Announcement, Discovery, Endpoint
+from edge_runtime.ports_mesh import Announcement, Discovery, Endpoint
 
 FAR_TOO_LONG_S = 20.0
 """What has not come by now never will; no promise of speed."""

@@ -1,4 +1,4 @@
-"""A gateway's models with planned faults, without models (ports.Executor): slow, failing, stuck.
+"""A gateway's models with planned faults, without models (ports_mesh.Executor): slow, failing, stuck.
 
 executor = FakeExecutor({"m@1": 0.010})          # a window of m@1 takes 10 ms; 0: it computes on the event loop
 executor.stuck = True                            # windows that begin from now on do not end before `release`
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_runtime.ports import EdgeError, Offer
+from edge_runtime.ports import EdgeError
+from edge_runtime.ports_mesh import Offer
 from edge_runtime.records import Inference, Tensor
 
 

@@ -14,7 +14,7 @@ from edge_runtime.gateway import Gateway
 from edge_runtime.mesh import election
 from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.mesh import Mesh
-from edge_runtime.ports import Endpoint
+from edge_runtime.ports_mesh import Endpoint
 from edge_runtime.testing.discovery import Air, FakeDiscovery
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence

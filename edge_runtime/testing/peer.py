@@ -11,7 +11,8 @@ from typing import Literal
 from edge_runtime.bus import frames, presence, topics
 from edge_runtime.bus.frames import Cancel, Reply, Task, Verdict
 from edge_runtime.bus.presence import Birth, Load
-from edge_runtime.ports import Clock, Connection, Offer
+from edge_runtime.ports import Clock, Connection
+from edge_runtime.ports_mesh import Offer
 from edge_runtime.records import Inference
 
 Fault = Literal["", "hangs", "refuses", "refuses for ever", "fails", "answers nothing", "answers twice"]

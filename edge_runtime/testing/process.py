@@ -22,7 +22,8 @@ from edge_runtime.config import AnySink
 from edge_runtime.gateway import Gateway
 from edge_runtime.lifetime import Lifetime
 from edge_runtime.mesh.discovery import NoDiscovery
-from edge_runtime.ports import Endpoint, SinkError
+from edge_runtime.ports import SinkError
+from edge_runtime.ports_mesh import Endpoint
 from edge_runtime.testing.adapter import Faulty
 from edge_runtime.testing.discovery import Air, FakeDiscovery
 from edge_runtime.testing.disk import FaultyDisk

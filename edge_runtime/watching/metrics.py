@@ -19,7 +19,7 @@ from edge_runtime.mesh.peers import State as PeerState
 from edge_runtime.mesh.routing import Reason
 from edge_runtime.outbox.database import Trouble
 from edge_runtime.pipeline.steady import PipelineState
-from edge_runtime.ports import Role
+from edge_runtime.ports_mesh import Role
 from edge_runtime.sources.supervisor import Counters
 from edge_runtime.watching import health
 from edge_runtime.watching.exposition import Histogram, Metric, Rows, render

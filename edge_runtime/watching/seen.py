@@ -11,7 +11,7 @@ from edge_runtime.mesh.membership import State as Membership
 from edge_runtime.outbox.delivery import DeliveryState
 from edge_runtime.outbox.store import StoreState
 from edge_runtime.pipeline.steady import PipelineState
-from edge_runtime.ports import Vitals
+from edge_runtime.ports_mesh import Vitals
 from edge_runtime.sources.supervisor import SourceState
 
 Phase = Literal["starting", "running", "stopping"]

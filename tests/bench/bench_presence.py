@@ -22,7 +22,7 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.presence import Birth, Load
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.peers import LISTEN_MAX, period_s
-from edge_runtime.ports import Offer
+from edge_runtime.ports_mesh import Offer
 
 SIZES = (5, 50, 500)
 MEASURE_S = 15.0

@@ -20,7 +20,7 @@ from edge_runtime.config import Broker, Config, Mesh
 from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
-from edge_runtime.ports import Announcement
+from edge_runtime.ports_mesh import Announcement
 
 
 class Log:

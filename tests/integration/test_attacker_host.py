@@ -27,7 +27,7 @@ from edge_runtime.bus import frames, presence, programs
 from edge_runtime.bus.frames import Reply, Task, Verdict
 from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.mesh.sealing import BIRTH, TAG_BYTES, Sealing
-from edge_runtime.ports import Endpoint
+from edge_runtime.ports_mesh import Endpoint
 from edge_runtime.records import Inference
 
 pytestmark = [

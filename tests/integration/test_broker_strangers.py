@@ -27,7 +27,8 @@ from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
 from edge_runtime.mesh.probing import CONNECT_S_MAX, Probes
-from edge_runtime.ports import Announcement, BrokerError, Endpoint, Stranger
+from edge_runtime.ports import BrokerError, Stranger
+from edge_runtime.ports_mesh import Announcement, Endpoint
 from edge_runtime.trust.identity import Identity
 
 pytestmark = pytest.mark.skipif(

@@ -24,7 +24,7 @@ from edge_runtime.mesh.placing import Job, Placing
 from edge_runtime.outbox.database import FileDisk
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.outbox.store import Store
-from edge_runtime.ports import Vitals
+from edge_runtime.ports_mesh import Vitals
 from edge_runtime.records import LANES, Draft, Inference, Lane, Privacy, Result, Stamp, Tensor, to_json
 from edge_runtime.testing.peer import FakePeer
 

@@ -1,5 +1,5 @@
-"""The rules of ports.Discovery over real mDNS, on this machine's loopback. The simulated one: tests/unit/test_fake_mesh.py; what
-needs a network of several machines: test_discovery.py."""
+"""The rules of ports_mesh.Discovery over real mDNS, on this machine's loopback. The simulated one: tests/unit/test_fake_mesh.py;
+what needs a network of several machines: test_discovery.py."""
 
 from __future__ import annotations
 

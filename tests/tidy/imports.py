@@ -39,6 +39,7 @@ CORE = ("cryptography", "msgspec", "numpy", "paho", "pydantic", "sqlite3", "stru
 LEVELS: dict[str, int] = {
     "records": 0,
     "ports": 1,
+    "ports_mesh": 1,
     "address": 2,
     "document": 2,
     "wording": 1,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.mesh import announcing
 from edge_runtime.mesh.announcing import BadAnnouncement, Interface
-from edge_runtime.ports import Announcement, EdgeError, Endpoint
+from edge_runtime.ports import EdgeError
+from edge_runtime.ports_mesh import Announcement, Endpoint
 
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 texts = st.text(string.ascii_letters + string.digits + ".:-+ ", max_size=64)

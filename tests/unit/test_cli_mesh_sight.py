@@ -12,7 +12,8 @@ from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.cli.mesh import spelled
 from edge_runtime.cli.mesh.show import COLUMNS, cells, fitting
 from edge_runtime.cli.mesh.sight import Row, Sight
-from edge_runtime.ports import Message, Offer
+from edge_runtime.ports import Message
+from edge_runtime.ports_mesh import Offer
 
 S = 10**9
 BIRTH = Birth(

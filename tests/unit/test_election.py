@@ -16,7 +16,7 @@ from edge_runtime.config import Broker, Config, Mesh
 from edge_runtime.mesh import election
 from edge_runtime.mesh.candidates import CANDIDATES_MAX, KEPT_NS, Candidates
 from edge_runtime.mesh.election import YIELD_S, Candidate
-from edge_runtime.ports import Announcement, Endpoint
+from edge_runtime.ports_mesh import Announcement, Endpoint
 
 NAMES = some.sampled_from([f"gw-{number}" for number in range(8)])
 RANKS = some.sampled_from([0, 1, 100, 100, 100, 200])

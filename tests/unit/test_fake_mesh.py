@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.ports import Address, Announcement, BrokerError, Host, Will
+from edge_runtime.ports import Address, BrokerError, Host, Will
+from edge_runtime.ports_mesh import Announcement
 from edge_runtime.testing import discovery_suite, host_suite
 from edge_runtime.testing.discovery import Air, FakeDiscovery
 from edge_runtime.testing.discovery_suite import DiscoverySuite

@@ -14,7 +14,8 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.presence import Brokers
 from edge_runtime.mesh.election import GRACE_S, SLOT_S, YIELD_S
 from edge_runtime.mesh.membership import EXTERNAL_S_MAX
-from edge_runtime.ports import Address, Endpoint
+from edge_runtime.ports import Address
+from edge_runtime.ports_mesh import Endpoint
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.lan import Line
 from edge_runtime.testing.network import FakeBroker

@@ -15,7 +15,7 @@ from edge_runtime.bus.presence import PRESENCE_BYTES_MAX, Birth, Brokers, Load
 from edge_runtime.config import Mesh
 from edge_runtime.mesh.naming import CLAIM_WAIT_S_MAX, Name
 from edge_runtime.mesh.peers import LATE_PERIODS, LISTEN_MAX, PEERS_MAX, PERIOD_S_MAX, PROVE_S, Peers, period_s
-from edge_runtime.ports import Offer
+from edge_runtime.ports_mesh import Offer
 
 S = 10**9
 MESH = Mesh()

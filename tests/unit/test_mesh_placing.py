@@ -22,7 +22,8 @@ from edge_runtime.mesh.link import Home, Link
 from edge_runtime.mesh.peers import Peers
 from edge_runtime.mesh.placing import Job, NotPlaced, Placed, Placing
 from edge_runtime.mesh.routing import Reason
-from edge_runtime.ports import Address, BrokerError, EdgeError, Vitals
+from edge_runtime.ports import Address, BrokerError, EdgeError
+from edge_runtime.ports_mesh import Vitals
 from edge_runtime.records import Inference, Privacy, Tensor
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.lan import Lan

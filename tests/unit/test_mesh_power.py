@@ -13,12 +13,13 @@ from edge_runtime.bus.broker import PahoBus
 from edge_runtime.config import Config
 from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.mesh import Mesh
-from edge_runtime.ports import Host, Offer, Vitals
+from edge_runtime.ports import Host
+from edge_runtime.ports_mesh import Offer, Vitals
 from edge_runtime.records import Inference, Tensor
 
 
 class Nothing:
-    """ports.Executor"""
+    """ports_mesh.Executor"""
 
     def offers(self) -> list[Offer]:
         return []

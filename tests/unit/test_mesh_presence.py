@@ -18,7 +18,8 @@ from edge_runtime.config import Config
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.mesh.naming import CLAIMS_MAX, TIE_S
 from edge_runtime.mesh.presence import Facts, Presence
-from edge_runtime.ports import Address, BrokerError, Connection, Endpoint, Offer, Vitals
+from edge_runtime.ports import Address, BrokerError, Connection
+from edge_runtime.ports_mesh import Endpoint, Offer, Vitals
 from edge_runtime.testing.fence import Fence
 from edge_runtime.testing.lan import Lan
 from edge_runtime.testing.loop import SeededDice, VirtualClock, VirtualLoop, run

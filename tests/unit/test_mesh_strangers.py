@@ -25,7 +25,8 @@ from edge_runtime.config import Mesh
 from edge_runtime.mesh.admission import Outcome
 from edge_runtime.mesh.link import Home, Link
 from edge_runtime.mesh.peers import PEERS_MAX, Peers
-from edge_runtime.ports import Address, BrokerError, Endpoint, Message, Offer
+from edge_runtime.ports import Address, BrokerError, Message
+from edge_runtime.ports_mesh import Endpoint, Offer
 from edge_runtime.records import Tensor
 from edge_runtime.testing.lan import Lan
 from edge_runtime.testing.loop import VirtualLoop, run

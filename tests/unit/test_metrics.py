@@ -15,7 +15,7 @@ from watched import full, values
 from edge_runtime.mesh.membership import State
 from edge_runtime.outbox.database import Trouble
 from edge_runtime.outbox.store import StoreState
-from edge_runtime.ports import Vitals
+from edge_runtime.ports_mesh import Vitals
 from edge_runtime.watching import document, metrics
 from edge_runtime.watching.exposition import Histogram, Metric, render
 from edge_runtime.watching.metrics import LAG_BOUNDS_S, METRICS, Scrape

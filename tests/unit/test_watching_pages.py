@@ -16,7 +16,7 @@ from watched import values, world
 
 from edge_runtime.config import Config
 from edge_runtime.gateway import Gateway
-from edge_runtime.ports import Vitals
+from edge_runtime.ports_mesh import Vitals
 from edge_runtime.watching import http, watching
 
 BIG = http.Page(200, http.TEXT, b"x" * 8 * 2**20)

@@ -289,7 +289,7 @@ async def _announced(where: Plan) -> AsyncGenerator[Address, None]:
     from edge_runtime.cli.run import logger
     from edge_runtime.config import Log, Mesh
     from edge_runtime.mesh import discovery
-    from edge_runtime.ports import Announcement
+    from edge_runtime.ports_mesh import Announcement
 
     mesh = where.settings.mesh if where.settings and where.settings.mesh else Mesh()
     listen = where.settings.broker.listen if where.settings else "0.0.0.0"  # decides which interfaces are used

@@ -9,7 +9,8 @@ from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Birth, Brokers, Load
 from edge_runtime.mesh.peers import LATE_PERIODS
 from edge_runtime.mesh.sealing import BIRTH
-from edge_runtime.ports import Message, Offer
+from edge_runtime.ports import Message
+from edge_runtime.ports_mesh import Offer
 from edge_runtime.trust import envelope
 from edge_runtime.trust.identity import Identity
 from edge_runtime.trust.roster import Forged
