@@ -319,7 +319,9 @@ class Builder:
         world, identity, note = self._world, steering.identity, steering.audit.note
         if identity is None:
             return None
-        keeping = Keeping(mesh.link, identity, note, lambda: world.new_worker("roster"), world.dice, self._log)
+        keeping = Keeping(
+            mesh.link, identity, note, lambda: world.new_worker("roster"), world.dice, self._log, lambda: self._bus.refuses_us
+        )  # fmt: skip
         renewing = Renewing(mesh.link, identity, note, lambda: world.new_worker("renewal"), world.clock, self._log)
         keeping.changed += [mesh.refresh_roster, self._bus.leave_revoked, renewing.look]
         mesh.link.joined += [keeping.joined, renewing.joined]

@@ -104,6 +104,10 @@ class Stranger(BrokerError):
     """What answers there is no broker of our site: it was told nothing of us."""
 
 
+class Revoked(BrokerError):
+    """The broker, which has proved who it is, says that our certificate is revoked."""
+
+
 class Address(msgspec.Struct, frozen=True, kw_only=True):
     """Where a broker is and as whom to connect."""
 

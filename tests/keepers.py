@@ -62,7 +62,10 @@ class Gateway:
         self.worker = InlineWorker(loop.rng(f"{name}/worker"))
         dice = SeededDice(loop.rng(name), node=name)
         self.link = Link(plant.site.name, name, f"{name}1", self.log)
-        self.keeping = Keeping(self.link, identity, self.audit.append, lambda: self.worker, dice, self.log)
+        self.refuses_us: BrokerError | None = None
+        self.keeping = Keeping(
+            self.link, identity, self.audit.append, lambda: self.worker, dice, self.log, lambda: self.refuses_us
+        )  # fmt: skip
         self.renewing = Renewing(self.link, identity, self.audit.append, lambda: self.worker, self.clock, self.log)
         self.keeping.changed.append(self.renewing.look)
         self.link.joined += [self.keeping.joined, self.renewing.joined]

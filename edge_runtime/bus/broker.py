@@ -20,7 +20,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from edge_runtime.bus import wire
-from edge_runtime.ports import Address, BrokerError, Message, Will
+from edge_runtime.ports import Address, BrokerError, Message, Revoked, Will
 
 RECEIVE_MAX = 1_000
 RECEIVE_BYTES_MAX = 16 * 2**20
@@ -47,6 +47,7 @@ _HINTS = {
     "Server unavailable": "the broker is starting or overloaded",
 }
 _REFUSED_HINT = "check the broker's access rules"
+_REVOKED_HINT = "`edge-runtime site members` tells; then bring this gateway the newest roster: `edge-runtime join --roster FILE`"
 
 
 class PahoBus:
@@ -253,7 +254,10 @@ class PahoConnection:
         if self._lost is not None:
             return
         hint = self._early_hint if not self._connack.done() else "did it stop, or did another client take our client_id?"
-        self._lose(self._line.ended or f"the broker broke the protocol: {str(reason).lower()}", hint)
+        if self._line.revoked:
+            self._lose(self._line.ended, _REVOKED_HINT, Revoked)
+        else:
+            self._lose(self._line.ended or f"the broker broke the protocol: {str(reason).lower()}", hint)
         self._line.drop()
 
     def _on_message(self, _client: Any, _data: Any, raw: paho.MQTTMessage) -> None:
@@ -327,18 +331,18 @@ class PahoConnection:
 
     def _check(self) -> None:
         if self._lost is not None:
-            raise BrokerError(self._lost.cause, self._lost.hint)
+            raise type(self._lost)(self._lost.cause, self._lost.hint)
 
-    def _lose(self, cause: str, hint: str = "") -> None:
+    def _lose(self, cause: str, hint: str = "", kind: type[BrokerError] = BrokerError) -> None:
         if self._lost is not None:
             return
-        self._lost = BrokerError(f"{self._where}: {cause}", hint)
+        self._lost = kind(f"{self._where}: {cause}", hint)
         self._timer.cancel()
         subscribing = [future for _, future in self._subscribed.values()]
         waiting: list[asyncio.Future[Any]] = [self._connack, *self._published.values(), *subscribing]
         for future in waiting:
             if not future.done():
-                future.set_exception(BrokerError(self._lost.cause, hint))
+                future.set_exception(kind(self._lost.cause, hint))
         for _ in self._published:
             self._window.release()
         self._published.clear()

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from msgspec.structs import replace
 
 from edge_runtime.address import address
-from edge_runtime.ports import Address, BrokerError, Bus, Connection, Will
+from edge_runtime.ports import Address, BrokerError, Bus, Connection, Revoked, Will
 from edge_runtime.trust.identity import Identity
 
 LOCAL = "local"
@@ -36,6 +36,8 @@ class LocalBus:
     def __init__(self, bus: Bus, url: str, identity: Identity | None) -> None:
         """`url`: of the broker in the configuration of this gateway; "": it has none."""
         self.local: Callable[[], Address] | None = None
+        self.refuses_us: Revoked | None = None
+        """What a broker of the site said last, and no other gateway's has taken us since."""
         self._bus, self._identity = bus, identity
         self._own = address(url) if url else None
         self._there: weakref.WeakValueDictionary[int, Connection] = weakref.WeakValueDictionary()
@@ -61,13 +63,20 @@ class LocalBus:
             )  # fmt: skip
         if self._identity is not None and address.site_ca and address.client_id:
             address = replace(address, client_id=self._identity.client_id(address.client_id))
-        connection = await self._bus.connect(address, will=will, timeout_s=timeout_s)
+        try:
+            connection = await self._bus.connect(address, will=will, timeout_s=timeout_s)
+        except Revoked as error:
+            if address.site_ca:
+                self.refuses_us = Revoked(error.cause, error.hint)
+            raise
         if self._is_revoked(connection):  # meanwhile
             await connection.close()
             raise BrokerError(f"{address.host}:{address.port}: the gateway that hosts it was revoked", "see `edge-runtime mesh`")
         if address.site_ca:
             self._count += 1
             self._there[self._count] = connection
+            if self._identity is None or _serial(connection) != self._identity.subject.serial:  # our own takes us as ever
+                self.refuses_us = None
         return connection
 
     def leave_revoked(self) -> int:
@@ -78,5 +87,10 @@ class LocalBus:
         return len(revoked)
 
     def _is_revoked(self, connection: Connection) -> bool:
-        serial = getattr(connection, "peer_serial", "")  # simulated ones have none
+        serial = _serial(connection)
         return bool(serial) and self._identity is not None and self._identity.roster.is_revoked(serial=serial)
+
+
+def _serial(connection: Connection) -> str:
+    """Of the broker's certificate. Simulated ones have none."""
+    return getattr(connection, "peer_serial", "")

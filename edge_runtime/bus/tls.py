@@ -20,10 +20,10 @@ GATEWAY = "gateway"
 
 _Names = tuple[tuple[tuple[str, str], ...], ...]
 
-REVOKED = "the broker says that our certificate is revoked"
+_REVOKED = "SSLV3_ALERT_CERTIFICATE_REVOKED"
 _REFUSED_US = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "certificate required: the broker wants one of its site",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": REVOKED,
+    _REVOKED: "the broker says that our certificate is revoked",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the broker says that our certificate has expired",
     "TLSV1_ALERT_UNKNOWN_CA": "the broker does not know who made our certificate: it is of another site",
 }
@@ -43,7 +43,8 @@ def context(address: Address) -> ssl.SSLContext:
 
 
 def refusal(where: str, address: Address, error: OSError) -> BrokerError:
-    """Of a handshake that failed. What is no broker of ours is a Stranger, unless it is ours that will not have us."""
+    """Of a handshake that failed. What is no broker of ours is a Stranger, unless it is ours that will not have us. It is no
+    Revoked: whoever answers may say that we are, without a certificate of anybody's."""
     said = describe(error)
     if address.site_ca and getattr(error, "reason", "") not in _REFUSED_US:
         return Stranger(
@@ -56,6 +57,11 @@ def refusal(where: str, address: Address, error: OSError) -> BrokerError:
         else "is it a TLS port, and the certificate one that it knows?"
     )
     return BrokerError(f"{where}: {said}", hint)
+
+
+def says_revoked(error: OSError) -> bool:
+    """Of one after the handshake."""
+    return getattr(error, "reason", "") == _REVOKED
 
 
 def check_gateway(where: str, sock: ssl.SSLSocket) -> None:

@@ -58,6 +58,8 @@ class Wire:
         self.on_room: Callable[[], None] = _nothing
         self.ended = ""
         """Why nothing more comes in; "" while it may."""
+        self.revoked = False
+        """It is because our certificate is revoked, as the broker says. With TLS 1.3 we hear it at the first read."""
         self.heard = False
         self.spoke = False
         """Did bytes come in, go out, since somebody set it to False? For keepalive."""
@@ -168,7 +170,7 @@ class Wire:
         except _RETRY:
             return
         except OSError as error:
-            self.ended = describe(error)
+            self.ended, self.revoked = describe(error), tls.says_revoked(error)
             return
         if not data:
             self.ended = "the broker closed the connection"

@@ -60,11 +60,11 @@ class Keeping:
 
     def __init__(
         self, link: Link, identity: Identity, note: Callable[[Entry], None], new_worker: Callable[[], Worker], dice: Dice,
-        log: Any,
+        log: Any, refuses_us: Callable[[], EdgeError | None] = lambda: None,
     ) -> None:  # fmt: skip
-        """`note`: of the audit log."""
+        """`note`: of the audit log. `refuses_us`: what brokers of the site say who turn us away as revoked."""
         self._link, self._identity, self._note, self._new_worker = link, identity, note, new_worker
-        self._dice, self._log = dice, log
+        self._dice, self._log, self._refuses_us = dice, log, refuses_us
         self.changed: list[Changed] = []
         self.refused: Counter[str] = Counter()
         """Rosters that were not taken, by reason: forged (nobody of ours has signed it), conflict, flood."""
@@ -80,7 +80,7 @@ class Keeping:
 
     @property
     def standing(self) -> Standing:
-        roster, trouble = self._identity.roster, self._trouble
+        roster, trouble = self._identity.roster, self._refuses_us() or self._trouble
         if self._identity.is_revoked:
             cause, hint = "this gateway was revoked: no other member hears it", "let it in again: edge-runtime site token"
             return Standing(roster.revision, len(roster.members), True, cause, hint)

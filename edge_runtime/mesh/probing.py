@@ -15,8 +15,7 @@ import msgspec
 from edge_runtime.bus import presence, topics
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Brokers
-from edge_runtime.bus.tls import REVOKED
-from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Stranger
+from edge_runtime.ports import Address, BrokerError, Bus, Clock, Connection, Dice, Revoked, Stranger
 from edge_runtime.ports_mesh import Endpoint
 
 CONNECT_S_MAX = 1.0
@@ -72,8 +71,10 @@ class Probes:
         except Stranger as error:
             self._note_stranger(endpoint, error)
             return Answer(endpoint=endpoint, stranger=True)
-        except BrokerError as error:
+        except Revoked as error:
             self._note_revoked(error)
+            return Answer(endpoint=endpoint)
+        except BrokerError:
             waited_s = (self._clock.mono_ns() - began_ns) / 1e9
             return Answer(endpoint=endpoint, silent=waited_s >= 0.9 * CONNECT_S_MAX)
         try:
@@ -127,12 +128,11 @@ class Probes:
             self._log.warning("broker_not_ours", at=name, cause=error.cause, hint=error.hint)
         self.strangers[name] += 1
 
-    def _note_revoked(self, error: BrokerError) -> None:
+    def _note_revoked(self, error: Revoked) -> None:
         """Who was off when it was revoked can hear of it from no broker: each that has the new roster turns it away."""
-        if REVOKED in error.cause and not self._put_out and self._log is not None:
+        if not self._put_out and self._log is not None:
             self._put_out = True
-            hint = "`edge-runtime site members` tells; then bring it the newest roster: `edge-runtime join --roster FILE`"
-            self._log.error("broker_refuses_us", cause=error.cause, hint=hint)
+            self._log.error("broker_refuses_us", cause=error.cause, hint=error.hint)
 
     async def _read(self, connection: Connection) -> Brokers | None:
         """None: it is no message of ours. Raises TimeoutError where there is none."""

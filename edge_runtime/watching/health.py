@@ -43,7 +43,7 @@ RULES: tuple[tuple[Status, str, str], ...] = (
     ("degraded", "broker", "the broker that this gateway hosts does not run"),
     ("degraded", "mesh", "no connection to the site's broker: windows are computed here"),
     ("degraded", "name", "another gateway of the site has our name, and keeps it"),
-    ("degraded", "site", "this gateway was revoked, or its disk does not take the site's newest roster"),
+    ("degraded", "site", "this gateway was revoked, or brokers of the site say so; or its disk does not take the newest roster"),
     ("degraded", "certificate", f"by a clock that is right, less than {CERTIFICATE_DAYS_MIN} days are left of it"),
     ("degraded", "service NAME", "a bug of ours ended a service less than a minute ago; it was started again"),
 )

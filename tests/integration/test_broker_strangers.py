@@ -27,7 +27,7 @@ from edge_runtime.mesh.discovery import NoDiscovery
 from edge_runtime.mesh.link import Link
 from edge_runtime.mesh.membership import Membership
 from edge_runtime.mesh.probing import CONNECT_S_MAX, Probes
-from edge_runtime.ports import BrokerError, Stranger
+from edge_runtime.ports import Address, BrokerError, Revoked, Stranger
 from edge_runtime.ports_mesh import Announcement, Endpoint
 from edge_runtime.trust.identity import Identity
 
@@ -37,6 +37,8 @@ pytestmark = pytest.mark.skipif(
 
 NAME = "plant-1"
 ROOT = f"edge/{NAME}"
+CERTIFICATE_REVOKED = bytes.fromhex("15 03 03 0002 02 2c")
+"""A fatal alert of TLS."""
 
 
 # --- whom our clients take for a broker of the site ------------------------------------------------------------------
@@ -92,11 +94,33 @@ def test_who_was_off_when_it_was_revoked_says_so_when_a_broker_of_the_site_does(
     async def main() -> None:
         log = Log()
         async with hosted(tmp_path, press) as (_, plain):
+            with pytest.raises(Revoked, match=r"our certificate is revoked.*join --roster"):
+                await BUS.connect(Dress(lost)(plain))
             for identity in (press, lost, lost):
                 probes = Probes(NAME, BUS, SystemClock(), SystemDice(), log, Dress(identity))
                 for _ in range(2):
                     assert not (await probes.ask(Endpoint(plain.host, plain.port))).stranger
         assert log.events() == ["broker_refuses_us"] * 2
+
+    run(main)
+
+
+def test_a_stranger_who_says_that_we_are_revoked_is_not_believed(tmp_path: Path) -> None:
+    """It takes seven bytes, and no certificate."""
+    press, log = Site(tmp_path).member("press"), Log()
+
+    async def alert(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CERTIFICATE_REVOKED)
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(alert, "127.0.0.1", 0) as server:
+            where = Endpoint(*server.sockets[0].getsockname())
+            with pytest.raises(BrokerError, match="revoked") as raised:
+                await BUS.connect(Dress(press)(Address(host=where.host, port=where.port)))
+            assert not isinstance(raised.value, Revoked)
+            assert not (await Probes(NAME, BUS, SystemClock(), SystemDice(), log, Dress(press)).ask(where)).ours
+        assert not log.events()
 
     run(main)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
+import time
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -92,6 +95,37 @@ def test_a_revocation_reaches_a_site_without_internet(tmp_path: Path) -> None:
             until(lambda: [each for each in other.events("broker_lost") if "revoked" in each["cause"]], "no way back")
             rows = audited(one)
             assert [(each["actor"], each["subject"], each["outcome"]) for each in rows][-1] == ("authority", "roster", "taken")
+
+
+def test_who_was_off_when_it_was_revoked_is_not_well_until_it_knows_it(tmp_path: Path) -> None:
+    """It hosts a broker of its own, and all works there: nothing else would tell of it."""
+    site = Site(tmp_path)
+    press, saw = site.member("press"), site.member("saw")
+    site.roster(press, saw)
+    site.authority.revoke("saw", "stolen")
+    site.roster(press)
+    ports = free_port(), free_port(), free_port()
+    alone = settings(saw, ports[1], mode="auto") | {"metrics": {"listen": f"127.0.0.1:{ports[2]}"}}
+    alone["mesh"] |= {"peers": [f"127.0.0.1:{ports[0]}"]}
+
+    def health() -> tuple[str, list[tuple[str, str]]]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[2]}/health", timeout=5) as page:
+            said = json.load(page)
+        return said["status"], [(each["what"], each["cause"].rpartition(": ")[2]) for each in said["problems"]]
+
+    with gateway(tmp_path / "a", settings(press, ports[0], mode="hosted")) as one:
+        one.wait("broker_hosted")
+        with gateway(tmp_path / "b", alone) as other:
+            other.wait("broker_refuses_us")
+            other.wait("broker_hosted")
+            told = ("degraded", [("site", "the broker says that our certificate is revoked")])
+            until(lambda: health() == told, "it is told")
+            one.stop()  # with the broker that said so: it is as true as before
+            time.sleep(1.5)
+            assert health() == told
+            saw.take_roster(site.authority.roster())
+            other.wait("gateway_revoked")
+            assert ("site", "no other member hears it") in health()[1]
 
 
 def test_the_host_itself_is_revoked_over_its_own_broker(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from trusted import Later, Site
 
 from edge_runtime.control.audit import Kind
 from edge_runtime.control.keeping import LOOK_S, WAITING_BYTES_MAX, WAITING_MAX
+from edge_runtime.ports import Revoked
 from edge_runtime.trust import envelope, files
 from edge_runtime.trust.authority import Authority
 from edge_runtime.trust.files import NotWritten
@@ -75,6 +76,21 @@ def test_who_is_revoked_says_so_and_does_not_fight(tmp_path: Path) -> None:
         await plant.say_roster(before)  # it would be for the others to say the newer one
         await plant.settled()
         assert plant.rosters() == said + 1
+
+    simulated(scenario, tmp_path)
+
+
+def test_who_is_turned_away_as_revoked_and_knows_of_nothing_says_so(tmp_path: Path) -> None:
+    async def scenario(plant: Plant) -> None:
+        saw = plant.start("saw")
+        await plant.settled()
+        saw.refuses_us = Revoked("the broker says that we are revoked", "bring us the roster")
+        standing = saw.keeping.standing
+        assert (standing.revoked, standing.cause, standing.hint) == (False, saw.refuses_us.cause, saw.refuses_us.hint)
+        plant.site.authority.revoke("saw", "stolen")
+        plant.site.roster(saw.identity)
+        assert saw.keeping.standing.revoked, "now it knows"
+        assert saw.keeping.standing.cause != standing.cause
 
     simulated(scenario, tmp_path)
 

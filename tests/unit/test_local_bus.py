@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from trusted import Site
 
 from edge_runtime.bus.local import LocalBus
 from edge_runtime.bus.member import Dress
-from edge_runtime.ports import Address, BrokerError
+from edge_runtime.ports import Address, BrokerError, Revoked
 from edge_runtime.trust.identity import Identity
 
 HERE = Address(host="10.0.0.7", port=8883, keepalive_s=9)
 OWN = "mqtt://10.0.0.1:1884"
+REFUSES = "refuses us"
+"""In place of a serial number."""
 
 
 class Connection:
@@ -40,6 +43,8 @@ class Bus:
 
     async def connect(self, address: Address, **_: Any) -> Connection:
         self.meanwhile()
+        if self.serial == REFUSES:
+            raise Revoked("revoked, says the broker", "bring us the roster")
         return Connection(address, self.serial)
 
 
@@ -88,6 +93,28 @@ def test_nobody_else_knows_a_client_id_at_the_sites_broker(tmp_path: Path) -> No
     assert reached(made(None)[0], named).client_id == named.client_id
     elsewhere = Address(host="10.9.9.9", port=1883, client_id="as-its-owner-wants-it")
     assert reached(made(press)[0], elsewhere) == elsewhere
+
+
+def test_a_broker_of_the_site_says_that_we_are_revoked_until_another_gateways_takes_us(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    press, saw = site.member("press"), site.member("saw")
+    local, bus = made(press)
+
+    def comes(serial: str, host: str = "local") -> None:
+        bus.serial = serial
+        with contextlib.suppress(Revoked):
+            reached(local, Address(host=host))
+
+    comes(REFUSES, "elsewhere")  # somebody else's: his list of the revoked is not the site's
+    assert local.refuses_us is None
+    comes(REFUSES)
+    assert local.refuses_us is not None
+    assert (local.refuses_us.cause, local.refuses_us.hint) == ("revoked, says the broker", "bring us the roster")
+    comes(press.subject.serial)  # our own does not know it either
+    comes(saw.subject.serial, "elsewhere")
+    assert local.refuses_us is not None
+    comes(saw.subject.serial)
+    assert local.refuses_us is None
 
 
 def test_only_connections_to_who_was_revoked_fall(tmp_path: Path) -> None:
