@@ -125,11 +125,16 @@ def position(me: Candidate, known: Iterable[Candidate], gone: Collection[str] = 
 
 
 def turn_s(ahead: int, *, cold: bool, pinned: bool, torn: bool = True) -> float:
-    """When our turn to host comes, counted from when we began to look. `cold`: we never had a broker; `torn`: we had one, and it
-    went without a word."""
-    if pinned:
+    """When our turn to host comes, counted from when we began to look."""
+    if pinned:  # by the configuration: it is there for that, and waits for nobody
         return 0.0
-    return (DISCOVER_S if cold else GRACE_S if torn else GRACE_S + LATER_S) + ahead * SLOT_S
+    if cold:  # we never had a broker
+        first_s = DISCOVER_S
+    elif torn:  # we had one, and it went without a word
+        first_s = GRACE_S
+    else:  # one has just answered, and is not to be had now
+        first_s = GRACE_S + LATER_S
+    return first_s + ahead * SLOT_S
 
 
 # --- being the host ---------------------------------------------------------------------------------------------------

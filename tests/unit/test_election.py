@@ -115,9 +115,11 @@ def test_addresses_without_names_take_turns_as_well() -> None:
 
 def test_turns_come_one_after_the_other() -> None:
     cold = [election.turn_s(ahead, cold=True, pinned=False) for ahead in range(3)]
-    later = [election.turn_s(ahead, cold=False, pinned=False) for ahead in range(3)]
+    torn = [election.turn_s(ahead, cold=False, pinned=False, torn=True) for ahead in range(3)]
+    just_there = [election.turn_s(ahead, cold=False, pinned=False, torn=False) for ahead in range(3)]
     assert cold == pytest.approx([0.6, 1.2, 1.8])
-    assert later == pytest.approx([0.4, 1.0, 1.6])
+    assert torn == pytest.approx([0.4, 1.0, 1.6])
+    assert just_there == pytest.approx([3.4, 4.0, 4.6])
     assert election.turn_s(3, cold=True, pinned=True) == 0
 
 
