@@ -7,14 +7,17 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commanded import Plant, line
+from brokers import mosquitto
+from commanded import Plant, line, waiting
 from gateways import until
 
 from edge_runtime import document
+from edge_runtime.cli.commanding import HEARTBEAT_S_MAX
 
 pytestmark = pytest.mark.slow  # a change is looked at for five seconds
 
@@ -176,6 +179,28 @@ def test_a_person_at_a_terminal_is_asked(plant: Plant) -> None:
         assert asked.wait(30) == 1  # it is no number: the gateway says no at once
         os.close(ours)
         assert revision(plant) == before + published
+
+
+def test_on_top_of_what_only_a_gateway_knows_that_is_offline_nothing_is_set(tmp_path: Path) -> None:
+    """Nobody waits for its heartbeat; and what is said instead is so."""
+    with mosquitto(tmp_path) as broker, waiting(tmp_path, broker={"mode": "external", "url": broker.url}) as plant:
+        plant.begin()
+        said = plant.cli("config", "set", "press-1", f"{LIMIT}=warm", "--unchecked")
+        assert "press-1: rejected" in said.out
+        plant.gateway.stop()
+        began_s = time.monotonic()
+        said = plant.cli("config", "set", "press-1", f"{LIMIT}=70")
+        assert time.monotonic() - began_s < HEARTBEAT_S_MAX / 2
+        assert said.status == 1
+        assert "the document on the broker is not in force, and who knows which one is, is offline: press-1\n" in said.error
+        assert "set it when press-1 is back; or `edge-runtime config apply press-1 FILE --patch`" in said.error
+        file = tmp_path / "patch.yaml"
+        file.write_text("pipelines: {wear: {rules: {too-hot: {above: 70}}}}")
+        said = plant.cli("config", "apply", "press-1", str(file), "--patch")
+        assert (said.status, "press-1 is offline: it takes it when it is back" in said.out) == (0, True), said.error
+        plant.begin()
+        until(lambda: plant.gateway.events("configuration_confirmed"), "it has taken it")
+        assert limit(plant) == 70
 
 
 def test_a_gateway_in_safe_mode_says_so_and_takes_a_fix(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from edge_runtime.cli.config import patching, shape
 from edge_runtime.cli.config.following import FIRST_WORD_S, Followed, Following
 from edge_runtime.cli.config.preview import Preview, Stack, preview
 from edge_runtime.cli.config.seen import Seen
-from edge_runtime.cli.config.set import believed
+from edge_runtime.cli.config.set import believed, who_knows
 from edge_runtime.cli.config.wanting import Wanting, finish
 from edge_runtime.cli.mesh.finding import Plan
 from edge_runtime.cli.talking import Talk
@@ -440,6 +440,25 @@ def test_a_change_builds_on_what_is_in_force(layers: list[tuple[int, str]], on_b
     found = seen(*reports, *retained)
     talk = Talk(Plan("plant", ()))
     assert Wanting(argparse.Namespace(), talk, found, "group/x", found.members("group/x")).in_force is in_force
+
+
+def test_what_is_in_force_is_asked_of_a_gateway_that_is_there() -> None:
+    def asked(**online: bool) -> str:
+        reports = [
+            report(name, ["x"], LayerState(name="group/x", revision=revision, state="reverted"))
+            for name, revision in (("a", 2), ("b", 3), ("c", 3))
+        ]
+        found = seen(*reports)
+        found.online.update(online)
+        return who_knows(
+            Wanting(argparse.Namespace(target="group/x"), Talk(Plan("plant", ())), found, "group/x", ["a", "b", "c"])
+        )
+
+    assert asked() == "b"
+    assert asked(a=True, b=False, c=True) == "c"
+    with pytest.raises(EdgeError, match="who knows which one is, is offline: b, c") as raised:
+        asked(a=True, b=False, c=False)  # what the first one has is old
+    assert "config apply group/x FILE --patch" in raised.value.hint
 
 
 def test_what_a_gateway_tells_of_a_layer_is_built_on_only_where_it_may_be_believed(tmp_path: Path) -> None:

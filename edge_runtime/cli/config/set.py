@@ -34,13 +34,26 @@ async def _in_force(wanted: Wanting) -> Desired | None:
     built on: a gateway knows which one does. Raises EdgeError."""
     if wanted.in_force:
         return wanted.held
-    gateway, _ = wanted.states[0]
+    gateway = who_knows(wanted)
     print(f"note: this builds on the document of {wanted.layer} that is in force on {gateway}", file=sys.stderr)
     reply = await commanded(wanted.talk, gateway, "history", {"layer": wanted.layer})
     if reply.outcome != "done":
         raise EdgeError(f"{gateway} does not say what counts for {wanted.layer}: {reply.cause}", reply.hint)
     payload = reply.result.get("document")
     return None if payload is None else believed(wanted.talk, wanted.target, gateway, str(payload).encode())
+
+
+def who_knows(wanted: Wanting) -> str:
+    """A gateway that is there and knows what counts in the layer. Raises EdgeError: all that know it are offline."""
+    newest = wanted.states[0][1].revision
+    names = [name for name, each in wanted.states if each.revision == newest]
+    for name in names:
+        if wanted.seen.online.get(name, True):
+            return name
+    cause = f"layer {wanted.layer}: the document on the broker is not in force, and who knows which one is, is offline: "
+    apply = f"`edge-runtime config apply {wanted.args.target} FILE --patch`"
+    hint = f"set it when {names[0]} is back; or {apply}: it is taken then, in place of all that the layer says"
+    raise EdgeError(cause + ", ".join(names), hint)
 
 
 def believed(talk: Talk, target: str, gateway: str, payload: bytes) -> Desired:
