@@ -68,9 +68,13 @@ class Dice(Protocol):
 class Worker(Protocol):
     """One thread that does blocking work, one call after the other."""
 
-    def idle(self) -> bool: ...  # no call has begun or waits
+    def idle(self) -> bool:
+        """No call has begun or waits: what its owner does before the next step of the loop meets none."""
+        ...
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T: ...  # finished once begun, even if its caller is cancelled
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """A call that has begun is finished even if the caller is cancelled."""
+        ...
 
     def close(self) -> None:
         """Finishes the calls that wait, and returns when its thread has ended."""
