@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -97,6 +98,8 @@ class Membership:
         self.candidates = Candidates(myself, static)
         self._probes = Probes(settings.site, bus, clock, dice, log, wear)
         self._hosting: Hosting | None = None
+        self._refused_before: Counter[str] = Counter()
+        """By brokers that we hosted before."""
         self._moved = asyncio.Event()
         self._hints: tuple[Endpoint, ...] = ()
         """Where the broker was said to be, or was last."""
@@ -135,9 +138,11 @@ class Membership:
         return self._probes.strangers
 
     @property
-    def refused_by_broker(self) -> Mapping[str, int]:
-        """What the broker that we host now has refused, by reason: clients, and what they published; see bus/refusals.py."""
-        return {} if self._hosting is None else self._hosting.refused
+    def refused_by_broker(self) -> Counter[str]:
+        """What the brokers that we hosted have refused, by reason: clients, and what they published; see bus/refusals.py."""
+        found = self._refused_before.copy()
+        found.update({} if self._hosting is None else self._hosting.refused)
+        return found
 
     async def relocate(self, endpoints: tuple[Endpoint, ...]) -> None:
         """The machine has got other addresses: others reach our broker there from now on."""
@@ -339,7 +344,7 @@ class Membership:
         except BrokerError as error:
             self._refused(error)
         finally:
-            self._hosting = None
+            self._refused_before, self._hosting = self.refused_by_broker, None
         role: Role = election.role(self._settings) if self._clock.mono_ns() >= self._again_ns else "guest"
         await self._announce(role)
 

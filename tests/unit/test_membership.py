@@ -17,6 +17,7 @@ from edge_runtime.mesh.membership import EXTERNAL_S_MAX
 from edge_runtime.ports import Address
 from edge_runtime.ports_mesh import Endpoint
 from edge_runtime.testing.fence import Fence
+from edge_runtime.testing.host import FakeHost
 from edge_runtime.testing.lan import Line
 from edge_runtime.testing.network import FakeBroker
 
@@ -196,6 +197,24 @@ def test_a_pinned_host_takes_over_when_it_comes_and_is_stood_in_for(seed: int) -
         await site.until(lambda: site.hosts == ["pinned"] and site.agreed(), 5, site.report)
 
     simulate(scenario, seed=seed)
+
+
+def test_what_its_brokers_refused_is_counted_over_all_its_terms_as_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHost, "refused", {"publish": 3, "certificate": 0}, raising=False)  # of each one
+
+    async def scenario(site: Site) -> None:
+        site.start("gw-01", "gw-02")
+        await site.settled()
+        membership = site.nodes["gw-01"].membership
+        assert membership.refused_by_broker == {"publish": 3, "certificate": 0}
+        site.start("pinned", broker={"mode": "hosted"})
+        await site.until(lambda: site.hosts == ["pinned"] and site.agreed(), 5, site.report)
+        assert membership.refused_by_broker == {"publish": 3, "certificate": 0}
+        site.kill("pinned")
+        await site.until(lambda: site.hosts == ["gw-01"] and site.agreed(), 5, site.report)
+        assert membership.refused_by_broker == {"publish": 6, "certificate": 0}
+
+    simulate(scenario, seed=1)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
