@@ -17,7 +17,7 @@ from edge_runtime.pipeline.steady import PipelineState
 from edge_runtime.records import Stamp
 from edge_runtime.sources.supervisor import Counters, SourceState
 from edge_runtime.testing.adapter import NoBus
-from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, LocalBroker, Outbox, Seen, Together, Worked
 from edge_runtime.world import World
 
 
@@ -35,7 +35,7 @@ def full(**more: Any) -> Seen:
     seen = Seen(
         site="plant", gateway="g1", version="1.2.3", uptime_s=1.5, sources={"press": source()},
         pipelines={"wear": Worked(pipeline, 3, "m@1")}, sinks={"cloud": Delivered(DeliveryState(True, True), {"result": 2})},
-        failing={"pipeline wear": Failing(2, False, "x")}, hosted=Hosted(True),
+        failing={"pipeline wear": Failing(2, False, "x")}, broker=LocalBroker(True, True),
         outbox=Outbox(journal={"press": 11}, lost={"result": 12}, size_bytes_max=100, writing_s=0.25),
         mesh=Together(
             State("host", "g1", True), peers={"online": 2}, asked={"done": 3, "gone": 1}, answered={"refused": 0},

@@ -46,10 +46,9 @@ An uplink that is away does not make a gateway fail: it works offline, and keeps
 ## Metrics
 
 Counters count since the start of the process; they begin at 0 again with a configuration for which everything inside it is
-built anew, and those of the broker's clients whenever this gateway begins to host it. Labels hold names of the configuration,
-or of a closed list; of peers, the first 32 by name and the others as `...`. What a gateway does not have (a mesh, a
-thermometer) is left out. The names that do not begin with `edge_runtime_` are those that other exporters use for the same
-thing.
+built anew. Labels hold names of the configuration, or of a closed list; of peers, the first 32 by name and the others as `...`.
+What a gateway does not have (a mesh, a thermometer) is left out. The names that do not begin with `edge_runtime_` are those
+that other exporters use for the same thing.
 
 | metric | type | labels | what |
 |---|---|---|---|

@@ -40,7 +40,7 @@ RULES: tuple[tuple[Status, str, str], ...] = (
     ("degraded", "pipeline NAME", "it stands still, others work"),
     ("degraded", "source NAME", "the device does not answer, or its settings cannot work"),
     ("degraded", "sink NAME", "the far end is away: records wait on the disk"),
-    ("degraded", "broker", "the broker that this gateway hosts does not run"),
+    ("degraded", "broker", "without a mesh: the broker that this gateway hosts does not run, or the external one is away"),
     ("degraded", "mesh", "no connection to the site's broker: windows are computed here"),
     ("degraded", "name", "another gateway of the site has our name, and keeps it"),
     ("degraded", "site", "this gateway was revoked, or brokers of the site say so; or its disk does not take the newest roster"),
@@ -123,8 +123,8 @@ def _minor(seen: Seen) -> Iterator[Problem]:
     for name, sink in seen.sinks.items():
         if not sink.state.connected:
             yield Problem(f"sink {name}", sink.state.cause, sink.state.hint)
-    if seen.hosted is not None and not seen.hosted.running and seen.hosted.cause:
-        yield Problem("broker", seen.hosted.cause, seen.hosted.hint)
+    if seen.broker is not None and not seen.broker.connected and seen.broker.cause:
+        yield Problem("broker", seen.broker.cause, seen.broker.hint)
     if seen.mesh is not None:
         mesh = seen.mesh.state
         if not mesh.connected:

@@ -21,7 +21,7 @@ from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.records import Lane
 from edge_runtime.sources.supervisor import Source
-from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, Phase, SafeMode, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, LocalBroker, Outbox, Phase, SafeMode, Seen, Together, Worked
 from edge_runtime.world import World
 
 RECENT_S = 60.0
@@ -80,7 +80,7 @@ def look(gateway: Gateway, began_ns: int) -> Seen:
         pipelines={name: Worked(each.state, each.waiting, each.model_name) for name, each in gateway.pipelines.items()},
         sinks={name: Delivered(each.state, _by_kind(each.depth())) for name, each in gateway.deliveries.items()},
         failing=_failing(gateway.failures),
-        hosted=_hosted(gateway.mesh) if gateway.mesh and settings.mesh is None and settings.broker.mode == "hosted" else None,
+        broker=_local_broker(gateway.mesh) if gateway.mesh and settings.mesh is None else None,
         mesh=_together(gateway.mesh) if gateway.mesh and settings.mesh else None,
         belonging=_belonging(gateway),
         refused=_refused(gateway),
@@ -118,9 +118,9 @@ def _failing(failures: Mapping[str, Failure]) -> dict[str, Failing]:
     return {name: Failing(each.count, now_s - each.at_s < RECENT_S, each.cause) for name, each in failures.items()}
 
 
-def _hosted(mesh: Mesh) -> Hosted:
+def _local_broker(mesh: Mesh) -> LocalBroker:
     state = mesh.membership.state
-    return Hosted(state.role == "host", state.cause, state.hint)
+    return LocalBroker(state.role == "host", state.connected, state.cause, state.hint)
 
 
 def _together(mesh: Mesh) -> Together:

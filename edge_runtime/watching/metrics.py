@@ -264,7 +264,7 @@ METRICS: tuple[Metric[Scrape], ...] = (
            _each(lambda seen: seen.sinks, lambda sink: sink.state.refused)),
     # The broker and the mesh.
     Metric(P + "broker_hosted", "gauge", (), "1: this gateway hosts a broker that runs",
-           _one(lambda s: s.seen.hosted.running if s.seen.hosted is not None
+           _one(lambda s: s.seen.broker.hosted if s.seen.broker is not None
                 else None if s.seen.mesh is None else s.seen.mesh.state.role == "host")),
     Metric(P + "mesh_role", "gauge", ("role",), "1 for the part that this gateway has",
            _state(get_args(Role), lambda s: None if s.seen.mesh is None else s.seen.mesh.state.role)),

@@ -45,10 +45,11 @@ class Delivered(msgspec.Struct, frozen=True):
     waiting: Mapping[str, int] = {}
 
 
-class Hosted(msgspec.Struct, frozen=True):
-    """The broker of a gateway that hosts it without a mesh."""
+class LocalBroker(msgspec.Struct, frozen=True):
+    """Of a gateway without a mesh: one that it hosts, or somebody else's."""
 
-    running: bool = False
+    hosted: bool = False
+    connected: bool = False
     cause: str = ""
     hint: str = ""
 
@@ -112,7 +113,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     pipelines: Mapping[str, Worked] = {}
     sinks: Mapping[str, Delivered] = {}
     failing: Mapping[str, Failing] = {}
-    hosted: Hosted | None = None
+    broker: LocalBroker | None = None
     mesh: Together | None = None
     belonging: Belonging | None = None
     """None: there is no site with an authority."""

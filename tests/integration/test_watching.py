@@ -147,6 +147,18 @@ def test_a_gateway_at_work_then_without_its_uplink(tmp_path: Path) -> None:
             assert not found(privacy, pages), "a value on a page"
 
 
+def test_without_a_mesh_the_external_broker_is_missed_as_well(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        broker: Broker = stack.enter_context(mosquitto(tmp_path))
+        far_end = stack.enter_context(receiver(tmp_path))
+        alone = {"broker": {"mode": "external", "url": broker.url}, "mesh": None}
+        _, seen = stack.enter_context(watched(tmp_path, far_end.url, **alone))
+        until(lambda: seen.health == (200, "ok", []), "all is well")
+        broker.kill()
+        until(lambda: seen.health == (200, "degraded", ["broker"]), "the broker is missed")
+        assert seen.value("broker_hosted") == 0
+
+
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:

@@ -14,7 +14,7 @@ from edge_runtime.outbox.delivery import DeliveryState
 from edge_runtime.outbox.store import StoreState
 from edge_runtime.pipeline.steady import PipelineState
 from edge_runtime.watching.health import RULES, STATUSES, WRITING_S_MAX, judge, stuck
-from edge_runtime.watching.seen import Belonging, Delivered, Failing, Hosted, Outbox, SafeMode, Seen, Together, Worked
+from edge_runtime.watching.seen import Belonging, Delivered, Failing, LocalBroker, Outbox, SafeMode, Seen, Together, Worked
 from edge_runtime.watching.watching import sentence
 
 STILL = Worked(PipelineState(cause="no such model", hint="install it"))
@@ -42,8 +42,10 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("every device away", {"sources": {"a": source("broken"), "b": source("unusable")}}, "degraded", ["source a", "source b"]),
     ("devices that begin and end", {"sources": {"a": source("connecting"), "b": source("ended")}}, "ok", []),
     ("the uplink", {"sinks": {"cloud": Delivered(DeliveryState(True, cause="refused"))}}, "degraded", ["sink cloud"]),
-    ("our broker", {"hosted": Hosted(False, "port in use")}, "degraded", ["broker"]),
-    ("our broker, not yet started", {"hosted": Hosted(False)}, "ok", []),
+    ("our broker", {"broker": LocalBroker(True, False, "port in use")}, "degraded", ["broker"]),
+    ("our broker, not yet started", {"broker": LocalBroker()}, "ok", []),
+    ("somebody else's broker", {"broker": LocalBroker(False, False, "connection refused")}, "degraded", ["broker"]),
+    ("somebody else's broker is there again", {"broker": LocalBroker(False, True, "connection refused")}, "ok", []),
     ("the site's broker", {"mesh": Together(State("guest"))}, "degraded", ["mesh"]),
     ("our name", {"mesh": Together(State("guest", connected=True), name_taken=True)}, "degraded", ["name"]),
     ("the last good configuration", {"safe": SafeMode(False, "the file is not valid")}, "degraded", ["configuration"]),
