@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from brokers import free_port, mosquitto
+from clocks import told
 from hosted import BUS, connected, hosted, run
 from keepers import Log
 from memberships import Births
@@ -166,20 +168,32 @@ def listen(ear: socket.socket) -> bytes:
 
 def test_a_broker_of_the_site_with_dates_that_are_over_is_taken(tmp_path: Path) -> None:
     """Clocks are wrong on both sides; the authority's certificates say so, but so may those of another maker."""
-    if shutil.which("faketime") is None:
-        pytest.skip("MISSING SYSTEM PACKAGE: faketime")
     ca, key, cert = (tmp_path / name for name in ("ca.pem", "key.pem", "cert.pem"))
     for each in (ca, key):
         subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", each.with_suffix(".key")], check=True)
-    old = ["faketime", "2001-01-01", "openssl"]
-    make = [*old, "req", "-x509", "-new", "-key", ca.with_suffix(".key"), "-subj", "/CN=ca", "-days", "9", "-out", ca]
+    old = os.environ | told("@2001-01-01 00:00:00")
+    make = ["openssl", "req", "-x509", "-new", "-key", ca.with_suffix(".key"), "-subj", "/CN=ca", "-days", "9", "-out", ca]
     request = ["openssl", "req", "-new", "-key", key.with_suffix(".key"), "-subj", f"/O={NAME}/OU=gateway/CN=g"]
-    sign = [*old, "x509", "-req", "-CA", ca, "-CAkey", ca.with_suffix(".key"), "-set_serial", "1", "-days", "9", "-out", cert]
+    sign = [
+        "openssl",
+        "x509",
+        "-req",
+        "-CA",
+        ca,
+        "-CAkey",
+        ca.with_suffix(".key"),
+        "-set_serial",
+        "1",
+        "-days",
+        "9",
+        "-out",
+        cert,
+    ]
     (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1")
     sign += ["-extfile", tmp_path / "names"]
-    subprocess.run(make, check=True, capture_output=True)
+    subprocess.run(make, env=old, check=True, capture_output=True)
     csr = subprocess.run(request, check=True, capture_output=True).stdout
-    subprocess.run(sign, input=csr, check=True, capture_output=True)
+    subprocess.run(sign, env=old, input=csr, check=True, capture_output=True)
     with mosquitto(tmp_path, cafile=ca, certfile=cert, keyfile=key.with_suffix(".key")) as broker:
 
         async def main() -> None:

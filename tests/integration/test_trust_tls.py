@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from brokers import Broker, free_port, mosquitto
+from clocks import told
 from trusted import PASSPHRASE, Site, Still
 
 from edge_runtime.bus import tls, wire
@@ -147,13 +148,7 @@ def test_files_that_have_gone_are_told(site: Site, name: str) -> None:
 
 def faked(year: str) -> dict[str, str]:
     """Environment in which the clock shows another year, and goes on."""
-    if not YEARS[year]:
-        return {}
-    places = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
-    library = next((path for place in places for path in Path("/").glob(place.lstrip("/"))), None)
-    if library is None:
-        pytest.skip("MISSING SYSTEM PACKAGE: faketime (apt-get install faketime)")
-    return {"LD_PRELOAD": str(library), "FAKETIME": YEARS[year]}
+    return told(YEARS[year]) if YEARS[year] else {}
 
 
 def tls_broker(stack: ExitStack, folder: Path, host: Identity, crl: bytes, environment: dict[str, str]) -> Broker:
