@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import warnings
@@ -92,6 +93,28 @@ def test_nothing_is_prepared_for_a_place_where_nobody_listens(site: Site, monkey
     with pytest.raises(BrokerError, match="refused"):
         asyncio.run(wire.dial(Dress(site.member("press-1"))(Address(host="127.0.0.1", port=free_port()))))
     assert not made
+
+
+@pytest.mark.parametrize("says", [b"", b"SSH-2.0-a\r\n"])
+def test_one_that_resets_the_connection_at_once_is_no_fault_of_ours(
+    site: Site, monkeypatch: pytest.MonkeyPatch, says: bytes
+) -> None:
+    """As a broker does that ends. It is noticed before the first word of TLS, or at it."""
+    member = site.member("m")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def context(address: Address) -> ssl.SSLContext:
+            connection, _ = server.accept()
+            connection.sendall(says)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            return made(address)
+
+        made = tls.context
+        monkeypatch.setattr(tls, "context", context)
+        address = Dress(member)(Address(host="127.0.0.1", port=server.getsockname()[1]))
+        with pytest.raises(BrokerError, match=r"reset|closed|broken pipe"):
+            asyncio.run(wire.dial(address))
 
 
 def test_members_meet(site: Site) -> None:
