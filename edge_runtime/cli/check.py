@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_runtime.adapter import Point
     from edge_runtime.config import Config, HttpsSink, MqttSink
     from edge_runtime.document import Document, Problem
     from edge_runtime.ports import EdgeError
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     plan = plan if args.plan else {}
     warnings = sorted(
-        [*check_needs.warnings(valid, lines, folder, registry), *_doubts(valid, lines)], key=lambda problem: problem.line
+        [*check_needs.warnings(valid, lines, folder, registry), *_doubts(valid, lines, registry)],
+        key=lambda problem: problem.line,
     )
     if args.json:
         told = {"warnings": list(map(dataclasses.asdict, warnings)), "notices": _notices(valid, args.file), "plan": plan}
@@ -73,13 +75,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _doubts(config: Config, lines: Document) -> Iterator[Problem]:
+def _doubts(config: Config, lines: Document, registry: Registry) -> Iterator[Problem]:
     """What works, and hardly as it was meant."""
     for name, pipeline in config.pipelines.items():
         if pipeline.window and pipeline.window.bad == "hold" and pipeline.window.filled_max == 0:
             hint = "set filled_max to the number of values that may be stood in for in a window"
             cause = "with filled_max 0 every window in which a value was held is discarded"
             yield lines.problem(("pipelines", name, "window", "bad"), cause, value="hold", hint=hint)
+    for name, device in config.devices.items():
+        for number, declared in enumerate(device.points):
+            yield from _never_written(registry[device.adapter].Point.model_validate(declared), lines, name, number)
+
+
+def _never_written(point: Point, lines: Document, device: str, number: int) -> Iterator[Problem]:
+    """What may be written and does not fit is refused when it is commanded: too late for who has tried the line out with less."""
+    from edge_runtime.sources import writing
+
+    for place, refusal in writing.unwritable(point):
+        here = ("devices", device, "points", number, "write", *place)
+        cause = f"may be written, and never will be: {refusal.cause}"
+        yield lines.problem(here, cause, value=lines.at(here), hint=refusal.hint)
 
 
 Plan = dict[str, list[dict[str, object]]]

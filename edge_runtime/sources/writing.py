@@ -7,7 +7,7 @@ queued and nothing is repeated: a write that was not confirmed is looked at, by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -59,13 +59,30 @@ def check(point: Point, value: Value, last_write_ns: int | None, now_ns: int) ->
         return Refusal(f"{point.name} may not be written", "allow it with `write` in the point's declaration")
     if (refusal := _permitted(point.name, rule, value)) or (refusal := _too_soon(rule, last_write_ns, now_ns)):
         return refusal
+    raw = _fitting(point, value)
+    return raw if isinstance(raw, Refusal) else _held(point, rule, value, raw) or raw
+
+
+def unwritable(point: Point) -> Iterator[tuple[tuple[str | int, ...], Refusal]]:
+    """What its `write` lets through and the device cannot hold: the place below `write`, and why. Of a range only the ends, and
+    only where they are beyond what the device holds: what would be rounded, or says 'no value', may well lie inside."""
+    if not isinstance(point, WritablePoint) or (rule := point.write) is None:
+        return
+    for number, value in enumerate(rule.allowed):
+        if isinstance(refusal := check(point, value, None, 0), Refusal):
+            yield ("allowed", number), refusal
+    for key, end in (("low", rule.low), ("high", rule.high)):
+        if end is not None and isinstance(raw := _fitting(point, end), Refusal):
+            yield (key,), raw
+
+
+def _fitting(point: WritablePoint, value: Value) -> Value | Refusal:
     try:
-        raw = point.fit(unscaled(point, value))
+        return point.fit(unscaled(point, value))
     except Unusable as error:
         return Refusal(error.cause, error.hint)
     except OverflowError:
         return Refusal(f"{point.name} cannot hold {_told(value)}", "it is too large a number")
-    return _held(point, rule, value, raw) or raw
 
 
 def _permitted(name: str, rule: Writable, value: Value) -> Refusal | None:

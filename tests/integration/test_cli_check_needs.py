@@ -62,6 +62,34 @@ def test_a_window_that_holds_values_and_may_have_none(check: Any) -> None:
     assert check(TEXT.replace("window: {count: 1}", window.replace("}", ", filled_max: 1}"))) == []
 
 
+@pytest.mark.parametrize(
+    ("declared", "place", "value", "words"),
+    [
+        ("write: {low: -5, high: 65535}", "low", -5, "it does not fit into uint16"),
+        ("type: int16, scale: 0.1, write: {low: 0, high: 4000}", "high", 4000, "it does not fit into int16"),
+        ("type: float32, write: {low: 0, high: 1e39}", "high", 1e39, "it does not fit into float32"),
+        ("sentinels: [5], write: {allowed: [4, 5]}", "allowed[1]", 5, "says for 'no value'"),
+        ("type: string, length: 4, write: {allowed: [AUTO, MANUAL]}", "allowed[1]", "MANUAL", "has 6 bytes, the point 4"),
+    ],
+)
+def test_what_may_be_written_and_fits_into_no_register(check: Any, declared: str, place: str, value: object, words: str) -> None:
+    [warning] = check(TEXT.replace("points: [", f"points: [{{name: wish, number: 40101, {declared}}}, ", 1))
+    assert (warning["line"], warning["path"]) == (5, f"devices.press.points[0].write.{place}")
+    assert warning["value"] == value
+    assert words in warning["message"]
+    assert warning["hint"]
+
+
+def test_limits_that_fit_are_no_doubt_though_a_value_between_may_be_none(check: Any) -> None:
+    for declared in (
+        "sentinels: [65535], write: {low: 0, high: 65535}",
+        "scale: 0.1, write: {low: 0.04, high: 20.04}",
+        "type: uint64, write: {low: 0, high: 1e19}",
+        "type: bool, bit: 3, write: {allowed: [true, false]}",
+    ):
+        assert check(TEXT.replace("points: [", f"points: [{{name: wish, number: 40101, {declared}}}, ", 1)) == [], declared
+
+
 def test_the_library_of_an_adapter_once_for_all_its_devices(check: Any) -> None:
     [warning] = check(TEXT, "pymodbus", "serial")
     assert warning == {
