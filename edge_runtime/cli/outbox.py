@@ -23,7 +23,7 @@ COLUMNS = ("epoch", "lane", "seq", "source", "boot", "mono_ns", "wall_ns", "sync
 def arguments(parser: argparse.ArgumentParser) -> None:
     # argparse would show `export` as a must
     parser.usage = "edge-runtime outbox [-h] [--json] FILE [export [-h] ...] | edge-runtime outbox import OLD.db --into CONFIG"
-    parser.add_argument("file", type=Path, metavar="FILE", help="the outbox's file: outbox.db in the gateway's data_dir")
+    parser.add_argument("file", type=_file, metavar="FILE", help="the outbox's file: outbox.db in the gateway's data_dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
     verbs = parser.add_subparsers(metavar="export, import", dest="what")
     export = verbs.add_parser(
@@ -49,6 +49,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="configuration of the gateway that took its name, or its outbox.db",
     )
     taking.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+def _file(word: str) -> Path:
+    """`import` comes before its file, so `export` is typed there, too: of an option behind it argparse would say nonsense."""
+    if word == "export" and not Path(word).exists():
+        raise argparse.ArgumentTypeError("it stands before `export`: edge-runtime outbox FILE export [--format csv] ...")
+    return Path(word)
 
 
 def spelled(words: Sequence[str]) -> list[str]:

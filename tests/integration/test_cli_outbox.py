@@ -335,6 +335,23 @@ def test_a_file_that_is_none_is_told(
     assert _state(stopped.parent) == before
 
 
+@pytest.mark.parametrize("words", [["export", "x.db"], ["export", "--format", "csv", "x.db"], ["export"]])
+def test_export_before_its_file_says_what_to_type(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["outbox", *words])
+    assert ended.value.code == 2
+    assert "edge-runtime outbox FILE export" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_outbox_may_be_called_export(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("export").symlink_to(stopped)
+    assert cli.main(["outbox", "export", "export"]) == 0
+    assert capsys.readouterr().out
+
+
 def test_an_output_that_cannot_be_written_is_told(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["outbox", str(stopped), "export", "--output", str(tmp_path / "no" / "rows")]) == 1
     assert f"error: {tmp_path}/no/rows: No such file or directory" in capsys.readouterr().err
