@@ -15,6 +15,7 @@ from edge_runtime import adapter
 from edge_runtime.adapter import Address, BadAddress, Field, Message, Value, model_validator
 
 NOT_IN_THIS_MESSAGE = "not in this message"
+NOT_UTF_8 = "the payload is not UTF-8 text"
 SHOWN_CHARS = 60
 """Of a payload, in a fault."""
 ID_CHARS_MAX = 1_000
@@ -197,11 +198,19 @@ def _decode(payload: bytes) -> tuple[Any, str]:
     try:
         return json.loads(payload, parse_constant=_refuse), ""
     except UnicodeDecodeError:
-        return None, "the payload is not UTF-8 text"
+        return None, NOT_UTF_8
     except RecursionError:
         return None, "the payload is nested too deeply"
     except ValueError as error:
         return None, f"the payload is not JSON: {error}" if payload else "the payload is empty"
+
+
+def _text(payload: bytes) -> str:
+    """Raises ValueError."""
+    try:
+        return payload.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(NOT_UTF_8) from None
 
 
 def _refuse(word: str) -> NoReturn:
@@ -211,7 +220,7 @@ def _refuse(word: str) -> NoReturn:
 def _value(point: Point, path: JsonPath, document: Any, trouble: str, payload: bytes) -> Value:
     """Raises ValueError or NotThere with the reason."""
     if point.type == "text" and not path.steps and payload and not isinstance(document, str):
-        return payload.decode("utf-8").strip()  # ON, running, 12, ...: UnicodeDecodeError is a ValueError
+        return _text(payload).strip()  # ON, running, 12, ...
     if trouble:
         raise ValueError(trouble)
     found = path.find(document)

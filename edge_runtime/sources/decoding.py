@@ -26,7 +26,7 @@ TEXT_MAX = 4_096
 
 TOO_LONG = "text too long"
 
-NOT_TEXT = "not text"
+NOT_TEXT = "not text: half of a character (\\ud800 to \\udfff)"
 
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a character: JSON may hold one (as an escape), a disk or a wire may not. Such a message would come for ever, too."""

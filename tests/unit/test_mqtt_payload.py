@@ -57,7 +57,7 @@ def test_values(payload: bytes, point: dict[str, Any], value: Any) -> None:
         (b"ON", {}, "not JSON"),
         (b"{", {"path": "a"}, "not JSON"),
         (b"\xff\xfe\xfd", {}, "not UTF-8"),
-        (b"\xff\xfe\xfd", {"type": "text"}, "utf"),
+        (b"\xff\xfe\xfd", {"type": "text"}, "not UTF-8"),
         (b"NaN", {}, "NaN is no JSON number"),
         (b'{"a": Infinity}', {"path": "a"}, "Infinity is no JSON number"),
         (b"1e999", {}, "too large"),

@@ -559,7 +559,11 @@ def test_half_of_a_character_is_bad_and_stops_nobody(tmp_path: Path) -> None:
         async with site.running(**statistics(COUNT_1, "a", "b")):
             site.post({"a": 1.0, "b": "good"}, {"a": 2.0, "b": "\ud800"}, {"a": 3.0, "b": "good"})
             await site.acknowledged(3)
-        assert [body["faults"] for body in site.bodies(Lane.SAMPLE)] == [{}, {"b": "not text"}, {}]
+        assert [body["faults"] for body in site.bodies(Lane.SAMPLE)] == [
+            {},
+            {"b": "not text: half of a character (\\ud800 to \\udfff)"},
+            {},
+        ]
 
     simulated(scenario, tmp_path)
 

@@ -60,7 +60,12 @@ def change(path: str, value: object) -> bytes:
     [
         (b"", "truncated"),
         (b"[]", "object"),
-        (b"\xff\xfe", "utf-8"),
+        (b"\xff\xfe", r"is no text in UTF-8 \(byte 0\)"),
+        (json.dumps(GOOD).replace('{"n": 1}', r'"\ud83d"').encode(), "half of a character"),
+        (json.dumps(GOOD).replace('{"n": 1}', r'"\ud83d\ud83d"').encode(), "half of a character"),
+        (json.dumps(GOOD).replace('{"n": 1}', r'"\ude00 "').encode(), "half of a character"),
+        (change("records.0.source", "\ud83d"), "half of a character"),
+        (json.dumps(GOOD).replace('{"n": 1}', r'"\\ud83d\\\ud83d\ude00').encode(), "truncated"),
         (change("v", 2), "version 2"),
         (change("site", "a/b"), r"\$\.site"),
         (change("gateway", "+"), r"\$\.gateway"),
@@ -85,6 +90,12 @@ def test_what_is_refused(payload: bytes, words: str) -> None:
     with pytest.raises(BadMessage, match=words) as caught:
         messages.unpack(payload, Batch)
     assert caught.value.hint
+
+
+def test_both_halves_of_a_character_are_one() -> None:
+    body = rb'"\ud83d\ude00 \\ud83d"'
+    taken = messages.unpack(json.dumps(GOOD).encode().replace(b'{"n": 1}', body), Batch)
+    assert bytes(taken.records[0].body) == body
 
 
 @settings(max_examples=200)
