@@ -128,7 +128,7 @@ class Point(adapter.WritablePoint):
         kind = kind_of(self)
         fitting = {"bool": bool, "string": str}.get(kind)
         if fitting and not (self.write.allowed and all(isinstance(one, fitting) for one in self.write.allowed)):
-            raise ValueError(f"a {kind} needs `allowed`, such as {[True, False] if fitting is bool else ['AUTO', 'MANUAL']}")
+            raise ValueError(f"a {kind} needs `allowed`, such as {'[true, false]' if fitting is bool else '[AUTO, MANUAL]'}")
         if not fitting and any(isinstance(one, bool | str) for one in self.write.allowed):
             raise ValueError(f"`allowed` must be numbers: the point is a {kind}")
         return self

@@ -91,7 +91,8 @@ def _permitted(name: str, rule: Writable, value: Value) -> Refusal | None:
     if rule.allowed:
         if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in rule.allowed):
             return None
-        return Refusal(f"{_told(value)} is not among the values that {name} may be given", f"allowed are {list(rule.allowed)}")
+        hint = f"allowed are [{', '.join(map(_told, rule.allowed))}]"
+        return Refusal(f"{_told(value)} is not among the values that {name} may be given", hint)
     hint = f"it takes {rule.low:g} to {rule.high:g}"
     if isinstance(value, bool | str):
         return Refusal(f"{_told(value)} is no number that {name} can be given", hint)
@@ -157,7 +158,9 @@ def _linear(point: Point) -> bool:
 
 
 def _told(value: Value) -> str:
-    """In a message; it may be whatever somebody sent."""
+    """In a message, as YAML writes it; it may be whatever somebody sent."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, int) and not INTEGER_MIN <= value <= INTEGER_MAX:
         return "a number of more than 64 bits"
     text = repr(value[:TOLD_MAX] if isinstance(value, str) else value)
@@ -360,7 +363,7 @@ def _judge(point: Point, requested: Value, raw: Value, sent: _Sent, seen: _Seen)
         return outcome("unknown", cause, "look at the device before it is written again: it may have taken the value")
     if shows(point, seen.raw, raw):
         return outcome("verified", f"{doubt.cause}; reading back shows the value" if doubt else "")
-    shown = f"the device shows {scaled(point, seen.raw)!r}, sent was {scaled(point, raw)!r}"
+    shown = f"the device shows {_told(scaled(point, seen.raw))}, sent was {_told(scaled(point, raw))}"
     if doubt is None:
         return outcome(
             "failed", f"confirmed, but {shown}", "does the device's own program set it, or does it need longer to take it?"

@@ -67,7 +67,7 @@ def test_of_an_adapter_that_only_reads_nothing_can_be_declared_writable() -> Non
     [
         ({"number": 30001, "write": RANGE}, "an input register is read only"),
         ({"number": 10001, "write": {"allowed": [True]}}, "a discrete input is read only"),
-        ({"number": 1, "write": RANGE}, "a bool needs `allowed`"),
+        ({"number": 1, "write": RANGE}, r"a bool needs `allowed`, such as \[true, false\]"),
         ({"number": 1, "write": {"allowed": [0, 1]}}, "a bool needs `allowed`"),
         ({"number": 40001, "type": "bool", "bit": 1, "write": RANGE}, "a bool needs `allowed`"),
         ({"number": 40001, "type": "string", "length": 4, "write": RANGE}, "a string needs `allowed`"),
@@ -126,7 +126,7 @@ def test_what_is_sent(point: Point, value: Value, raw: Value) -> None:
         (register(write={"allowed": [0, 1]}), 2, "not among the values"),
         (register(write={"allowed": [0, 1]}), math.nan, "not among the values"),
         (register(write={"allowed": [0, 1]}), "x" * 10**6, "not among the values"),
-        (register(write={"allowed": [True]}, type="bool", bit=0), False, "not among the values"),
+        (register(write={"allowed": [True]}, type="bool", bit=0), False, r"false is not among the values.*allowed are \[true\]"),
         (register(write={"allowed": [True]}, type="bool", bit=0), 1, "not among the values"),
         (register(write={"allowed": ["AUTO "]}, type="string", length=8), "AUTO ", "blanks at its end"),
         (register(write={"allowed": ["ÄÖÜ"]}, type="string", length=4), "ÄÖÜ", "6 bytes, the point 4"),
@@ -145,7 +145,7 @@ def test_what_is_sent(point: Point, value: Value, raw: Value) -> None:
 def test_what_is_refused(point: Point, value: Any, why: str) -> None:
     found = check(point, value, None, 0)
     assert isinstance(found, Refusal), found
-    assert re.search(why, found.cause), found
+    assert re.search(why, f"{found.cause} ({found.hint})"), found
     assert found.hint
     assert len(found.cause) < 200
 
