@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ async def _serve(args: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
     async with AsyncExitStack() as stack:
         _check_words(args)
+        stack.enter_context(_locked(args.file))
         writer, reader = ThreadWorker("ledger"), ThreadWorker("statistics")
         stack.callback(reader.close)
         stack.callback(writer.close)
@@ -105,6 +107,22 @@ async def _serve(args: argparse.Namespace) -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()  # but for `stop`, a task ends only by an error
+
+
+def _locked(file: Path) -> AbstractContextManager[None]:
+    """A second receiver would take the first one's session at the broker; each would count what the other has kept."""
+    from edge_runtime.cli import lock
+
+    real = Path(os.path.realpath(file))
+    if real.is_dir():  # for the ledger to tell
+        return nullcontext()
+    return lock.held(
+        real.with_name(f"{real.name}-lock"),
+        file,
+        by="`edge-runtime receive` keeps its records there",
+        choice="give this one another --file",
+        missing="is the path right? The folder must exist and be writable for this user",
+    )
 
 
 def _check_words(args: argparse.Namespace) -> None:

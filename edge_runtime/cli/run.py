@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -236,51 +237,17 @@ def make_private(data_dir: Path, folder: Path) -> None:
         raise EdgeError(f"{data_dir}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
 
 
-def _lock(folder: Path) -> int:
-    """Opened. Raises OSError."""
-    import errno
-    import os
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Two gateways on one outbox would give the same numbers away: the second one is refused. Raises EdgeError."""
+    from edge_runtime.cli import lock
+    from edge_runtime.ports import EdgeError
 
+    missing = "make the folder writable, or set `data_dir`"
     try:
-        # A link that somebody has put there leads root nowhere; and what root makes is for the user who has the folder.
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        return os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)  # that the disk takes nothing is for the store to tell
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    return descriptor
-
-
-class locked:  # noqa: N801 - used like a function
-    """Two gateways on one outbox would give the same numbers away: the second one is refused. The lock ends with the process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        import fcntl
-        import os
-
-        from edge_runtime.ports import EdgeError
-
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.fdopen(_lock(self._folder))
-        except OSError as error:
-            raise EdgeError(f"{self._folder}: {error.strerror}", "make the folder writable, or set `data_dir`") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            hint = "stop it, or give this gateway another `data_dir`"
-            raise EdgeError(f"{self._folder}: another gateway is running on this folder", hint) from None
-        except OSError as error:
-            self._file.close()
-            hint = "SQLite needs locks too: put `data_dir` on a local file system"
-            raise EdgeError(f"{self._folder}: cannot be locked: {error.strerror}", hint) from None
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        raise EdgeError(f"{folder}: {error.strerror}", missing) from None
+    by, choice = "gateway is running on this folder", "give this gateway another `data_dir`"
+    with lock.held(folder / LOCK, folder, by=by, choice=choice, missing=missing):
+        yield

@@ -261,6 +261,21 @@ def test_ready_line_and_ctrl_c(tmp_path: Path) -> None:
         ready.kill()
 
 
+def test_a_second_receiver_on_one_file_is_refused_and_none_after_a_kill(tmp_path: Path) -> None:
+    with receiver(tmp_path) as far_end, connected(far_end) as connection:
+        exchange(connection, post("/v1/batch", payload(1, 10)))
+        (tmp_path / "link.db").symlink_to(far_end.file)
+        for name in ("records.db", "link.db"):
+            second = command("--http", "127.0.0.1:0", "--file", str(tmp_path / name))
+            assert (second.returncode, second.stdout) == (1, "")
+            assert f"{name}: another `edge-runtime receive` keeps its records there" in second.stderr
+            assert "--file" in second.stderr.partition("hint:")[2]
+        exchange(connection, post("/v1/batch", payload(11, 10)))
+        far_end.kill()
+        far_end.start()
+        assert far_end.stop()["unique"] == 20
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -269,6 +284,7 @@ def test_ready_line_and_ctrl_c(tmp_path: Path) -> None:
         (["--key", "k.pem"], "both"),
         (["--http", "203.0.113.1:0"], "port"),
         (["--file", "/nowhere/r.db"], "folder"),
+        (["--file", "/"], "folder"),
         (["--statistics", "--file", "none.db"], "folder"),
         (["--token-file", "none"], "readable"),
         (["--cert", "none"], "PEM"),
