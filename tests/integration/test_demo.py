@@ -172,6 +172,30 @@ def test_ctrl_c_while_it_starts_ends_it_at_once(demo: Callable[..., Demo]) -> No
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGHUP,), (signal.SIGINT, signal.SIGTERM, signal.SIGINT)]
+)
+def test_whoever_ends_it_early_finds_no_files_of_it(
+    numbers: Sequence[signal.Signals], demo: Callable[..., Demo], tmp_path: Path
+) -> None:
+    """From the instant at which there are some."""
+    others = tmp_path / "edge-runtime-demo-of-another"
+    others.mkdir()
+    for at_s in (0.0, 0.1, 0.5, 1.5):
+        run = demo()
+        deadline = time.monotonic() + LIMIT_S
+        while len(list(tmp_path.iterdir())) == 1 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(at_s)
+        for number in numbers:
+            run.process.send_signal(number)
+            time.sleep(0.01)
+        status, err = run.end()
+        assert status in (0, 130, *(-each for each in numbers)), err
+        assert "Traceback" not in err
+        assert list(tmp_path.iterdir()) == [others], at_s
+
+
 def test_killed_it_leaves_nobody_behind(demo: Callable[..., Demo]) -> None:
     run = demo()
     run.until(_works)

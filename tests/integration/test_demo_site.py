@@ -85,7 +85,13 @@ def test_what_makes_an_account_unclean(
 ) -> None:
     delivered = [Account(site="s", gateway="g", **far_end)]
     kills = 0 if back is None else 1
-    found = picture.account({"g": accepted}, delivered, shown(by_peers), kills=kills, back=back or 0, kill_due=True)
+    found = picture.account({"g": accepted}, delivered, shown(by_peers), kills=kills, back=back or 0, kill_due=True, settled=True)
     assert found.problems == ([problem] if problem else [])
     said = picture.lines(found)
     assert said[-1] == (f"NOT CLEAN: {problem}" if problem else "clean: every accepted record is at the receiver exactly once")
+
+
+def test_who_ends_it_at_once_is_not_told_that_nobody_was_helped_yet() -> None:
+    delivered = [Account(site="s", gateway="g", unique=10)]
+    early = picture.account({"g": 10}, delivered, shown(0), kills=0, back=0, kill_due=False, settled=False)
+    assert early.problems == []

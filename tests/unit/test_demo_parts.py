@@ -31,11 +31,14 @@ from edge_runtime.sources.registry import Registry
 HEADS = {Lane.GAP: 0, Lane.EVENT: 4, Lane.RESULT: 10, Lane.SAMPLE: 10}
 
 
-def _account(heads: dict[Lane, int] = HEADS, waiting: int = 0, outages: int = 1, due: bool = True, **far_end: Any) -> Account:
+def _account(
+    heads: dict[Lane, int] = HEADS, waiting: int = 0, outages: int = 1, due: bool = True, settled: bool = True, **far_end: Any
+) -> Account:
     delivered = Delivered(site="s", gateway="g", **{"unique": sum(heads.values()), **far_end})
     return account(
-        heads, delivered, waiting=waiting, outages=outages, outage_due=due, waited_max=7, found=Found(), latency=Latency()
-    )
+        heads, delivered, waiting=waiting, outages=outages, outage_due=due, settled=settled,
+        waited_max=7, found=Found(), latency=Latency(),
+    )  # fmt: skip
 
 
 def test_a_clean_account() -> None:
@@ -70,12 +73,21 @@ def test_an_account_that_is_not_clean_says_why(wrong: dict[str, Any], lost: int,
 
 
 def test_a_receiver_that_knows_no_such_gateway_has_nothing() -> None:
-    nothing = account(HEADS, None, waiting=0, outages=1, outage_due=True, waited_max=0, found=Found(), latency=Latency())
+    nothing = account(
+        HEADS, None, waiting=0, outages=1, outage_due=True, settled=True, waited_max=0, found=Found(), latency=Latency()
+    )
     assert (nothing.delivered, nothing.lost) == (0, 24)
 
 
 def test_who_ends_it_before_the_outage_is_due_needs_none() -> None:
     assert _account(outages=0, due=False).problems == []
+
+
+def test_who_ends_it_before_there_was_something_to_see_is_told_of_nothing_but_a_loss() -> None:
+    assert _account(dict.fromkeys(HEADS, 0), outages=0, due=False, settled=False).problems == []
+    assert _account(outages=0, due=False, settled=False, unique=23).problems == [
+        "1 of 24 accepted records are not at the receiver"
+    ]
 
 
 def test_rows_are_compared_whichever_half_comes_first() -> None:

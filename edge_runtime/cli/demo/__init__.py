@@ -18,6 +18,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_runtime.cli.demo.ending import Ending
 
 SUMMARY = "show one gateway at work (or a mesh of several), end to end: press, model, outbox, an uplink that fails, receiver"
 
@@ -57,10 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """0: the account is clean. 1: it is not, or something failed."""
     import asyncio
 
-    from edge_runtime.cli.demo import settings, show
-    from edge_runtime.cli.demo.performance import Performance
-    from edge_runtime.cli.demo.site import show as site
-    from edge_runtime.cli.demo.site.performance import SitePerformance
+    from edge_runtime.cli.demo import settings
+    from edge_runtime.cli.demo.ending import Ending
     from edge_runtime.ports import EdgeError
 
     if args.broker_port and args.gateways > 1:
@@ -68,23 +70,39 @@ def run(args: argparse.Namespace) -> int:
     live = sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf") and not (args.json or args.plain)
     settings.check_extras(live)
     broker_port = settings.free_port(args.broker_port)
-    folder = _folder(args.keep)
     clean = False
-    try:
-        with _stderr_to(folder / LOG):
-            if args.gateways == 1:
-                one = asyncio.run(Performance(folder, args.seconds, broker_port, show.choose(args.json, live)).run())
+    with Ending() as ending:
+        folder = _folder(args.keep)
+        try:
+            clean = _shown(args, folder, broker_port, live, ending)
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            if args.keep or not (clean or ending.at_once):
+                print(f"files: {folder}", file=sys.stderr)
             else:
-                many = asyncio.run(SitePerformance(folder, args.seconds, args.gateways, site.choose(args.json, live)).run())
-        clean = show.finish(*one, args.json) if args.gateways == 1 else site.finish(*many, args.json)
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        if args.keep or not clean:
-            print(f"files: {folder}", file=sys.stderr)
-        else:
-            shutil.rmtree(folder)
+                shutil.rmtree(folder)
     return 0 if clean else 1
+
+
+def _shown(args: argparse.Namespace, folder: Path, broker_port: int, live: bool, ending: Ending) -> bool:
+    """True: the account is clean."""
+    import asyncio
+
+    from edge_runtime.cli.demo import show
+    from edge_runtime.cli.demo.performance import Performance
+    from edge_runtime.cli.demo.site import show as site
+    from edge_runtime.cli.demo.site.performance import SitePerformance
+
+    if args.gateways == 1:
+        with _stderr_to(folder / LOG):
+            one = Performance(folder, args.seconds, broker_port, show.choose(args.json, live), ending)
+            account = asyncio.run(one.run())
+        return show.finish(*account, args.json)
+    with _stderr_to(folder / LOG):
+        many = SitePerformance(folder, args.seconds, args.gateways, site.choose(args.json, live), ending)
+        accounts = asyncio.run(many.run())
+    return site.finish(*accounts, args.json)
 
 
 def _seconds(text: str) -> float:

@@ -32,11 +32,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
 
 def account(
-    heads: Mapping[Lane, int], delivered: Delivered | None, *, waiting: int, outages: int, outage_due: bool, waited_max: int,
-    found: Found, latency: Latency,
+    heads: Mapping[Lane, int], delivered: Delivered | None, *, waiting: int, outages: int, outage_due: bool, settled: bool,
+    waited_max: int, found: Found, latency: Latency,
 ) -> Account:  # fmt: skip
     """`heads`: the highest seq by lane of an outbox that began empty. `delivered` None: the receiver knows no such gateway.
-    `outage_due`: the uplink was to be away at least once.
+    `outage_due`: the uplink was to be away at least once. `settled`: it ran for long enough to show something.
 
     What came under two ids with the same content was recognised: it is not kept again, and not lost."""
     far_end = delivered or Delivered(site="", gateway="")
@@ -44,8 +44,8 @@ def account(
     # What waits may be at the receiver already, its receipt lost: then it is counted on both sides.
     lost = max(0, accepted - far_end.unique - far_end.same_content - waiting)
     checks = (
-        (accepted == 0, "nothing was accepted"),
-        (heads.get(Lane.RESULT, 0) == 0, "the model gave no result"),
+        (settled and accepted == 0, "nothing was accepted"),
+        (settled and heads.get(Lane.RESULT, 0) == 0, "the model gave no result"),
         (lost > 0, f"{lost} of {accepted} accepted records are not at the receiver"),
         (waiting > 0, f"{waiting} records could not be delivered in time; they are on the disk"),
         (far_end.declared_lost > 0, f"{far_end.declared_lost} records had to go, and were declared lost"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import signal
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from edge_runtime.address import address
 from edge_runtime.cli.demo import settings
 from edge_runtime.cli.demo.account import Account, account
 from edge_runtime.cli.demo.children import Children
+from edge_runtime.cli.demo.ending import Ending
 from edge_runtime.cli.demo.picture import Picture, SinkPicture
 from edge_runtime.cli.demo.show import Show
 from edge_runtime.cli.demo.taps import Listener, timed
@@ -38,8 +38,8 @@ longer it starts anyway, and the account will tell."""
 class Performance:
     """`run` once. `seconds` None: until a signal."""
 
-    def __init__(self, folder: Path, seconds: float | None, broker_port: int, show: Show) -> None:
-        self._folder, self._seconds, self._show = folder, seconds, show
+    def __init__(self, folder: Path, seconds: float | None, broker_port: int, show: Show, ending: Ending) -> None:
+        self._folder, self._seconds, self._show, self._ending = folder, seconds, show, ending
         self._broker_port = broker_port
         self._children = Children(folder)
         self._comparison, self._latencies = Comparison(), Latencies()
@@ -51,29 +51,22 @@ class Performance:
 
     async def run(self) -> tuple[Account, float]:
         """The account, and the seconds it is of. Raises EdgeError: something does not start, or ended by itself."""
-        self._take_signals()
         try:
-            self._gateway = await self._build()
-            await self._children.unless_one_ends(self._perform())
-            said = await self._children.finish("receiver")
+            with self._ending.hear(self._may_drain):
+                self._gateway = await self._build()
+                await self._children.unless_one_ends(self._perform())
+                said = await self._children.finish("receiver")
         finally:
-            self._show.close()
             await self._children.end()
+            self._show.close()
         return self._account(msgspec.json.decode(said.splitlines()[-1], type=Statistics)), self._elapsed_s
 
-    def _take_signals(self) -> None:
-        """The first one drains; a second one, and one before there is anything to drain, ends at once."""
-        loop, running = asyncio.get_running_loop(), asyncio.current_task()
-        assert running is not None
-
-        def stop() -> None:
-            if self._playing and not self._stop.is_set():
-                self._stop.set()
-            else:
-                running.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+    def _may_drain(self) -> bool:
+        """The first signal drains; a second one, and one before there is anything to drain, ends at once."""
+        if not self._playing or self._stop.is_set():
+            return False
+        self._stop.set()
+        return True
 
     async def _build(self) -> Gateway:
         """Starts the processes around the gateway and makes it."""
@@ -127,7 +120,8 @@ class Performance:
                 self._healed += not wanted
             self._look()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):  # wait_for loses a second signal that comes with the first one
+                    await self._stop.wait()
             now_ns = self._clock.mono_ns()
             if not self._warm and now_ns - started_ns < WARM_S_MAX * 1e9:
                 begin_ns = now_ns
@@ -206,6 +200,7 @@ class Performance:
             outages=self._outages,
             # Who has stopped it early saw what there was until then: a cut that has just begun could not be noticed yet.
             outage_due=(self._seconds is not None and self._elapsed_s >= self._seconds) or self._healed > 0,
+            settled=self._elapsed_s >= settings.SETTLED_S,
             waited_max=self._waited_max,
             found=self._comparison.found,
             latency=self._latencies.figures,

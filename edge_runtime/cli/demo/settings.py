@@ -12,6 +12,8 @@ from edge_runtime.ports import EdgeError
 SITE, GATEWAY = "plant-1", "press-7"
 ROWS_PER_S = 20
 DRAIN_S_MAX = 15
+SETTLED_S = 5.0
+"""Who stops it earlier is not told that something did not happen."""
 _PLACES = "/usr/sbin:/usr/local/sbin"
 """Debian puts mosquitto where a person's PATH does not look."""
 RULE = "unusual"

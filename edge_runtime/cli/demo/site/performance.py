@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import msgspec
 from edge_runtime.board.system import SystemClock
 from edge_runtime.bus.broker import PahoBus
 from edge_runtime.cli.demo.children import Children
-from edge_runtime.cli.demo.settings import DRAIN_S_MAX, MODEL, ROWS_PER_S, free_port
+from edge_runtime.cli.demo.ending import Ending
+from edge_runtime.cli.demo.settings import DRAIN_S_MAX, MODEL, ROWS_PER_S, SETTLED_S, free_port
 from edge_runtime.cli.demo.site import settings
 from edge_runtime.cli.demo.site.hearing import HERE, Hearing
 from edge_runtime.cli.demo.site.picture import GatewayPicture, Picture, SiteAccount, account
@@ -36,8 +36,8 @@ BACK_S_MAX = 10.0
 class SitePerformance:
     """`run` once. `seconds` None: until a signal."""
 
-    def __init__(self, folder: Path, seconds: float | None, gateways: int, show: Show) -> None:
-        self._folder, self._seconds, self._show = folder, seconds, show
+    def __init__(self, folder: Path, seconds: float | None, gateways: int, show: Show, ending: Ending) -> None:
+        self._folder, self._seconds, self._show, self._ending = folder, seconds, show, ending
         self._names = [settings.name(number) for number in range(gateways)]
         self._children, self._clock = Children(folder), SystemClock()
         self._rates = {name: Rate() for name in self._names}
@@ -50,39 +50,32 @@ class SitePerformance:
 
     async def run(self) -> tuple[SiteAccount, float]:
         """The account, and the seconds it is of. Raises EdgeError: something does not start, or ended by itself."""
-        self._take_signals()
         try:
-            await self._begin()
-            hearing = asyncio.create_task(self._hearing.run(), name="hearing")
-            try:
-                await self._play(hearing)
-                last = await self._drain()
-            finally:
-                hearing.cancel()
-                await asyncio.wait([hearing])
-            said = await self._children.finish("receiver")
+            with self._ending.hear(self._may_drain):
+                await self._begin()
+                last, said = await self._perform()
         finally:
-            self._show.close()
             await self._children.end()
+            self._show.close()
         statistics = msgspec.json.decode(said.splitlines()[-1], type=Statistics)
         accepted = {name: self._accepted(name) for name in self._names}
-        whole = self._seconds is not None and self._elapsed_s >= self._seconds  # who has stopped it early saw what there was
-        found = account(accepted, statistics.gateways, last, kills=self._kills, back=self._back, kill_due=whole)
+        found = account(
+            accepted,
+            statistics.gateways,
+            last,
+            kills=self._kills,
+            back=self._back,
+            kill_due=self._seconds is not None and self._elapsed_s >= self._seconds,  # who stopped it early saw what there was
+            settled=self._elapsed_s >= SETTLED_S,
+        )
         return found, self._elapsed_s
 
-    def _take_signals(self) -> None:
-        """The first one drains; a second one, and one before there is anything to drain, ends at once."""
-        loop, running = asyncio.get_running_loop(), asyncio.current_task()
-        assert running is not None
-
-        def stop() -> None:
-            if self._playing and not self._stop.is_set():
-                self._stop.set()
-            else:
-                running.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+    def _may_drain(self) -> bool:
+        """The first signal drains; a second one, and one before there is anything to drain, ends at once."""
+        if not self._playing or self._stop.is_set():
+            return False
+        self._stop.set()
+        return True
 
     async def _begin(self) -> None:
         rows = models.find(MODEL, []) / "sample.csv"
@@ -110,6 +103,17 @@ class SitePerformance:
 
     # --- the run ---
 
+    async def _perform(self) -> tuple[Picture, bytes]:
+        """The last picture, and what the receiver says at its end."""
+        hearing = asyncio.create_task(self._hearing.run(), name="hearing")
+        try:
+            await self._play(hearing)
+            last = await self._drain()
+        finally:
+            hearing.cancel()
+            await asyncio.wait([hearing])
+        return last, await self._children.finish("receiver")
+
     async def _play(self, hearing: asyncio.Task[None]) -> None:
         """Until the time is up or a signal comes."""
         started_ns = begin_ns = self._clock.mono_ns()
@@ -121,7 +125,8 @@ class SitePerformance:
             await self._kill_or_bring_back()
             self._look()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):  # wait_for loses a second signal that comes with the first one
+                    await self._stop.wait()
             now_ns = self._clock.mono_ns()
             if not self._warm and now_ns - started_ns < WARM_S_MAX * 1e9:
                 self._warm = all(self._hearing.results.get(name) for name in self._names)

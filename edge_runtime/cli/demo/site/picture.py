@@ -92,10 +92,17 @@ class SiteAccount(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 
 
 def account(
-    accepted: Mapping[str, int], delivered: Sequence[Delivered], last: Picture, *, kills: int, back: int, kill_due: bool
+    accepted: Mapping[str, int],
+    delivered: Sequence[Delivered],
+    last: Picture,
+    *,
+    kills: int,
+    back: int,
+    kill_due: bool,
+    settled: bool,
 ) -> SiteAccount:
     """`accepted`: records in each gateway's outbox since it began; `last`: the last picture. `kills`: of the gateway that hosted
-    the broker; `back`: how often one came back."""
+    the broker; `back`: how often one came back. `settled`: it ran for long enough to show something."""
     far_end = {each.gateway: each for each in delivered}
     rows, problems = [], []
     for each in last.gateways:
@@ -115,11 +122,14 @@ def account(
         problems += [
             text
             for wrong, text in (
-                (accepted[each.name] == 0, f"{each.name} accepted nothing"),
+                (settled and accepted[each.name] == 0, f"{each.name} accepted nothing"),
                 (lost > 0, f"{lost} of {accepted[each.name]} accepted records of {each.name} are not at the receiver"),
                 (found.declared_lost > 0, f"{found.declared_lost} records of {each.name} had to go, and were declared lost"),
                 (found.kept_twice > 0, f"{found.kept_twice} records of {each.name} are at the receiver twice"),
-                (each.slow and each.by_peers == 0, f"no window of {each.name}, the slow one, was computed by a peer"),
+                (
+                    settled and each.slow and each.by_peers == 0,
+                    f"no window of {each.name}, the slow one, was computed by a peer",
+                ),
             )
             if wrong
         ]
