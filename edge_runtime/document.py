@@ -11,15 +11,15 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from edge_runtime import wording
+from edge_runtime import unsaid, wording
 from edge_runtime.ports import EdgeError
 
 SIZE_BYTES_MAX = 2**20
@@ -261,33 +261,24 @@ def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[
     """Everything by which the value at `at` (nothing there: an empty mapping) is no `model`, by pydantic's strict JSON rules
     ("5" is no number)."""
     value = document.at(at) if at in document.lines else {}
-    errors = _errors(model, value)
-    unknown = {_place(document, at, item) for item in errors if item["type"] == "extra_forbidden"}
+
+    def place(item: Any) -> Path:
+        return _place(document, at, item)
+
+    errors = unsaid.errors(model, value)
+    unknown = {place(item) for item in errors if item["type"] == "extra_forbidden"}
     unknown = {path for path in unknown if path[-1] not in _fields(document, model, at, path[:-1])}
-    if unknown:  # pydantic looks at keys together only where each is right: what an unknown one hid shows without it
-        errors += _errors(model, _without(value, unknown, at))
-    found: dict[Path, list[Problem]] = {}
+    if unknown:
+        errors += unsaid.errors(model, unsaid.without(value, unknown, at))
+    errors += unsaid.unsaid(model, value, at, errors, place)
+    found: dict[tuple[Path, str], list[Problem]] = {}
     for item in errors:
-        path = _place(document, at, item)
+        path = place(item)
         if item["type"] == "too_short" and len(document.at(path) or ()) >= item["ctx"]["min_length"]:
             continue  # it has its items, but wrong ones: that is said of each of them
-        found.setdefault(path, []).append(_problem(document, model, at, path, item))
+        of_its_own = item["msg"] if item["type"] == "value_error" else ""
+        found.setdefault((path, of_its_own), []).append(_problem(document, model, at, path, item))
     return [_either(problems) for problems in found.values()]
-
-
-def _errors(model: type[BaseModel], value: Any) -> list[Any]:
-    try:
-        model.model_validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        return list(error.errors(include_url=False))
-    return []
-
-
-def _without(value: Any, unknown: Collection[Path], here: Path) -> Any:
-    """The value without the keys that stand there."""
-    if isinstance(value, dict):
-        return {key: _without(item, unknown, (*here, key)) for key, item in value.items() if (*here, key) not in unknown}
-    return [_without(item, unknown, (*here, number)) for number, item in enumerate(value)] if isinstance(value, list) else value
 
 
 def _place(document: Document, at: Path, item: Any) -> Path:

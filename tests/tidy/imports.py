@@ -42,6 +42,7 @@ LEVELS: dict[str, int] = {
     "ports_mesh": 1,
     "address": 2,
     "document": 2,
+    "unsaid": 1,
     "wording": 1,
     "saying": 2,
     "trail": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -443,6 +444,55 @@ devices:
         "9: devices.valve.points[1].write.hihg: unknown key",
         "9: devices.valve.points[1].write: no write without a bound: give `low` and `high`"[:70],
     ]
+
+
+@pytest.mark.parametrize(
+    ("point", "said"),
+    [
+        ("low: x, scale: 0", ["low: should be a number", ": scale 0"]),
+        ("unit: 5, low: 5, high: 3, scale: 0", ["unit: should be a text", ": scale 0", ": low (5.0) must be below high (3.0)"]),
+        ("write: {low: 5, high: 3, verify: 3}", ["write.verify: should be true", "write: low (5.0) must be below high (3.0)"]),
+        ("kind: wort, digits: 3", ["kind: should be 'number' or 'word'"]),
+        ("kind: nummer, digits: 3", ["kind: should be 'number' or 'word'"]),
+        ("kind: wort, digits: 3, scale: 0", ["kind: should be 'number' or 'word'", ": scale 0"]),
+        ("kind: word, digits: 3, scale: 0", [": scale 0", ": only a number has digits"]),
+        ("scale: 0, low: 5, high: x", ["high: should be a number", ": scale 0"]),
+        ("write: {allowed: [null]}", ["write.allowed[0]: should be true or false"]),
+    ],
+)
+def test_a_wrong_value_hides_nothing_of_what_does_not_go_together(point: str, said: list[str]) -> None:
+    """And what only seems so, because of the wrong value, is not said: a word that is misspelled was one of those that may stand
+    there."""
+
+    class Display(Meter):
+        class Point(adapter.WritablePoint):
+            kind: Literal["number", "word"] = Field("number", description="What it shows")
+            digits: int | None = Field(None, description="How many")
+
+            @adapter.model_validator(mode="after")
+            def _fits(self) -> Display.Point:
+                if self.kind == "word" and self.digits is not None:
+                    raise ValueError("only a number has digits")
+                if self.kind == "number" and self.digits is None and self.write:
+                    raise ValueError("say how many digits")
+                return self
+
+    text = f"""\
+site: plant
+gateway: gw-1
+devices:
+  display:
+    adapter: display
+    options: {{host: h}}
+    points:
+      - {{name: a, {point}}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        config.load(text, {"display": Display})
+    here = "devices.display.points[0]"
+    found = [f"{problem.path}: {problem.message}".removeprefix(here).lstrip(".") for problem in caught.value.problems]
+    assert len(found) == len(said), found
+    assert [one[: len(words)] for one, words in zip(found, said, strict=True)] == said
 
 
 def test_what_is_missing_is_shown_by_an_example() -> None:
