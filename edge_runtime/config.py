@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -379,22 +379,22 @@ def decoded(content: bytes, name: str) -> str:
 
 
 def load(text: str, schemas: Mapping[str, type[Adapter]], file: Path | None = None) -> Config:
-    """`schemas`: the adapters by name; looking one up may raise EdgeError (a broken one). Raises ConfigError with every
-    problem at once, in the order of the lines."""
+    """`schemas`: the adapters by name (EdgeError: a broken one). Raises ConfigError with every problem at once, by lines."""
     name = str(file) if file else "<text>"
     try:
-        doc = document.read(text, name)
+        doc, found = document.survey(text, name)
     except DocumentError as error:
         raise ConfigError(error.problems) from None
     if not isinstance(doc.value, dict):
         what = "is empty" if doc.value is None else "is no mapping (key: value)"
         raise ConfigError([Problem(name, 1, "", what, hint="`edge-runtime config example` prints one to start from")])
-    return checked(doc, schemas)
+    return checked(doc, schemas, found)
 
 
-def checked(doc: document.Document, schemas: Mapping[str, type[Adapter]]) -> Config:
-    """Of a document whose value is a mapping. Raises ConfigError as `load` does."""
-    problems = [*document.validate(doc, Config), *crosschecks.problems(doc, schemas)]
+def checked(doc: document.Document, schemas: Mapping[str, type[Adapter]], found: Sequence[Problem] = ()) -> Config:
+    """Of a document whose value is a mapping, and what was `found` in its text. Raises ConfigError as `load` does."""
+    more = [*document.validate(doc, Config), *crosschecks.problems(doc, schemas)]
+    problems = [*found, *(one for one in more if one.path not in [each.path for each in found])]
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line))
     return Config.model_validate(doc.value)

@@ -122,6 +122,14 @@ def shown(value: Any) -> str | float | None:
 
 def read(text: str, file: str = "<text>") -> Document:
     """Raises DocumentError: no YAML, a key twice, too large, too deep."""
+    document, found = survey(text, file)
+    if found:
+        raise DocumentError(found)
+    return document
+
+
+def survey(text: str, file: str = "<text>") -> tuple[Document, Sequence[Problem]]:
+    """And what is wrong in it and hides nothing else: a key twice, an alias (in its place is None). Raises DocumentError."""
     if len(text) > SIZE_BYTES_MAX:
         raise DocumentError([Problem(file, 1, "", f"is larger than {SIZE_BYTES_MAX} bytes", hint="is it the right file?")])
     if text.lstrip()[:1] in ("{", "["):
@@ -135,9 +143,9 @@ def read(text: str, file: str = "<text>") -> Document:
         message = f"holds a character that YAML does not allow ({error.reason})"
         line = text.count("\n", 0, int(error.position)) + 1
         raise DocumentError([Problem(file, line, "", message, hint="is it a text file?")]) from None
-    if reader.problems:
+    if reader.stopped:
         raise DocumentError(reader.problems)
-    return Document(file, value, reader.lines)
+    return Document(file, value, reader.lines), reader.problems
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -170,6 +178,7 @@ class _Reader:
         self.file = file
         self.lines: dict[Path, int] = {}
         self.problems: list[Problem] = []
+        self.stopped = False
 
     def document(self, events: Iterator[yaml.Event]) -> Any:
         content = (event for event in events if not isinstance(event, _FRAME))
@@ -180,7 +189,7 @@ class _Reader:
                     self._refuse(event, (), "a second document begins here", "one file holds one document")
                 value = self._value(event, content, ())
         except _Refused:
-            return None
+            self.stopped = True
         return value
 
     def _value(self, event: Any, events: Iterator[Any], path: Path) -> Any:

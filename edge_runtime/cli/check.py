@@ -125,10 +125,10 @@ NO_DEVICE = "0" * 63
 def _with_the_rest(problems: Sequence[Problem], text: str, name: str, folder: Path, registry: Registry) -> Sequence[Problem]:
     """Of an invalid file, too, what is right is tried out: one wrong key does not hide a model that is not there."""
     from edge_runtime.config import Config, ConfigError
-    from edge_runtime.document import DocumentError, read
+    from edge_runtime.document import DocumentError, survey
 
     try:
-        lines = read(text, name)
+        lines, _ = survey(text, name)
         _try_out(Config.model_validate(_rest(lines, problems)), lines, folder, registry)
     except DocumentError as error:
         more = error.problems if isinstance(error, ConfigError) else ()

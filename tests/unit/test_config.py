@@ -446,6 +446,31 @@ devices:
     ]
 
 
+def test_what_is_wrong_with_the_yaml_hides_nothing_that_is_wrong_in_it() -> None:
+    text = """\
+site: plant
+site: plant
+gateway: gw-1
+brokr: {mode: none}
+devices:
+  one: {adapter: valve, options: &o {host: a, serial: b}, points: [{name: a}]}
+  two: {adapter: valve, options: *o, points: [{name: a, low: !!int 5, scale: x}]}
+pipelines:
+  p: {device: tow}
+"""
+    with pytest.raises(ConfigError) as caught:
+        config.load(text, {"valve": Valve})
+    assert [f"{problem.line}: {problem.path}: {problem.message}"[:60] for problem in caught.value.problems] == [
+        "2: site: stands here twice, first in line 1",
+        "4: brokr: unknown key",
+        "6: devices.one.options: the anchor &o is not supported",
+        "7: devices.two.options: the alias *o is not supported",
+        "7: devices.two.points[0].low: the tag tag:yaml.org,2002:int is not supported"[:60],
+        "7: devices.two.points[0].scale: should be a number",
+        "9: pipelines.p.device: no device of this name is declared",
+    ]
+
+
 @pytest.mark.parametrize(
     ("point", "said"),
     [
