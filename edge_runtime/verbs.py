@@ -96,6 +96,8 @@ async def _write(gateway: Gateway, asked: Asked) -> Done:
     if not slash or "value" not in asked.args:
         return _refused("give `point` (DEVICE/POINT) and `value`", '{"point": "press/speed", "value": 1200}')
     source = gateway.sources.get(device)
+    if source is None and device in gateway.settings.devices:
+        return _refused(f"device {device!r} is not connected: no pipeline takes it", f"add a pipeline with `device: {device}`")
     if source is None:
         return _refused(f"there is no device {device!r}", closest(device, gateway.sources, "there are"))
     if isinstance(value, dict | list) or value is None:

@@ -250,6 +250,22 @@ def test_what_may_not_be_written_is_refused_in_words(tmp_path: Path, args: dict[
     commanded(scenario, tmp_path)
 
 
+def test_a_device_that_is_declared_and_that_no_pipeline_takes_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    whole = settings()
+    whole["devices"]["unread"] = whole["devices"]["d"]
+
+    async def scenario(site: Site) -> None:
+        async with Steered(site, **whole).running() as steered:
+            person = Person(steered)
+            await asyncio.sleep(0.5)
+            reply = await person.ask("write", args={"point": "unread/speed", "value": 1})
+            person.close()
+        assert (reply.outcome, reply.cause) == ("refused", "device 'unread' is not connected: no pipeline takes it")
+        assert reply.hint == "add a pipeline with `device: unread`"
+
+    simulated(scenario, tmp_path)
+
+
 def test_no_log_tells_what_was_to_be_written(tmp_path: Path) -> None:
     async def scenario(steered: Steered, person: Person) -> None:
         assert "101.5" in (await person.write(101.5)).cause
