@@ -82,7 +82,11 @@ def _doubts(config: Config, lines: Document, registry: Registry) -> Iterator[Pro
             hint = "set filled_max to the number of values that may be stood in for in a window"
             cause = "with filled_max 0 every window in which a value was held is discarded"
             yield lines.problem(("pipelines", name, "window", "bad"), cause, value="hold", hint=hint)
+    taken = {pipeline.device for pipeline in config.pipelines.values()}
     for name, device in config.devices.items():
+        if name not in taken:  # its messages would be acknowledged, and thrown away
+            hint = f"add a pipeline with `device: {name}`"
+            yield lines.problem(("devices", name), "no pipeline takes it: it is neither read nor written", hint=hint)
         for number, declared in enumerate(device.points):
             yield from _never_written(registry[device.adapter].Point.model_validate(declared), lines, name, number)
 

@@ -27,6 +27,7 @@ devices:
   other: {{adapter: modbus, options: {{host: 127.0.0.2}}, points: [{{name: a, address: 0}}]}}
 pipelines:
   anomaly: {{device: press, window: {{count: 1}}, model: shuttle-anomaly}}
+  rest: {{device: other}}
 """
 SERIAL = "options: {serial: /dev/ttyS0}"
 LITERT, OPENVINO = "pip install 'edge-runtime[litert]'", "pip install 'edge-runtime[openvino]'"
@@ -60,6 +61,13 @@ def test_a_window_that_holds_values_and_may_have_none(check: Any) -> None:
     assert "is discarded" in warning["message"]
     assert warning["hint"].startswith("set filled_max")
     assert check(TEXT.replace("window: {count: 1}", window.replace("}", ", filled_max: 1}"))) == []
+
+
+def test_a_device_that_no_pipeline_takes(check: Any) -> None:
+    [warning] = check(TEXT.replace("rest: {device: other}", "rest: {device: press}"))
+    assert (warning["line"], warning["path"]) == (6, "devices.other")
+    assert warning["message"] == "no pipeline takes it: it is neither read nor written"
+    assert warning["hint"] == "add a pipeline with `device: other`"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +116,8 @@ def test_a_serial_line_needs_one_more(check: Any) -> None:
 
 
 def test_an_adapter_that_names_nothing_gets_no_warning(check: Any) -> None:
-    text = "site: s\ngateway: g\ndevices: {r: {adapter: replay, options: {file: a.csv}, points: [{name: a, column: a}]}}\n"
+    device = "{adapter: replay, options: {file: a.csv}, points: [{name: a, column: a}]}"
+    text = f"site: s\ngateway: g\ndevices: {{r: {device}}}\npipelines: {{p: {{device: r}}}}\n"
     assert check(text, "pymodbus", *TFLITE, "openvino", "zeroconf", "iotcore") == []
 
 
