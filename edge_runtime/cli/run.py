@@ -151,7 +151,8 @@ def logger(settings: Log) -> Any:
 
     structlog = _structlog()
     json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
-    render: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(pad_event_to=24)
+    text = structlog.dev.ConsoleRenderer(pad_event_to=24, colors=sys.stderr.isatty())
+    render: Any = structlog.processors.JSONRenderer() if json else text
     use_log(settings)
     structlog.configure(
         processors=[

@@ -175,3 +175,13 @@ def test_the_log_is_one_json_line_an_event(capsys: pytest.CaptureFixture[str]) -
     told = json.loads(line)
     assert (told["event"], told["service"], told["level"]) == ("broken", "x", "error")
     assert "ZeroDivisionError" in told["exception"]
+
+
+def test_text_that_goes_into_a_file_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        run.logger(Log(format="text")).info("begun", device="press")
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "device=press" in said
+    assert "\x1b" not in said
