@@ -152,7 +152,7 @@ class Builder:
 
     def adapter(self, name: str, device: config.Device | None = None) -> Adapter:
         device = device or self._settings.devices[name]
-        return made(lambda: self._adapter(name, device))
+        return made(lambda: self._adapter(name, device), f"device {name}: its adapter {device.adapter} cannot be made")
 
     def _adapter(self, name: str, device: config.Device) -> Adapter:
         schema = self._world.adapters[device.adapter]

@@ -33,14 +33,14 @@ class Failure:
 T = TypeVar("T")
 
 
-def made(build: Callable[[], T]) -> T:
-    """Of foreign code (an adapter's constructor). Raises EdgeError, whatever that raises."""
+def made(build: Callable[[], T], otherwise: str) -> T:
+    """Of foreign code (an adapter's constructor). Raises EdgeError, whatever that raises: `otherwise`, and why."""
     try:
         return build()
     except EdgeError:
         raise
     except Exception as error:  # noqa: BLE001 - a supervisor: foreign code may raise anything
-        raise EdgeError(f"it cannot be made: {told(error)}", "tell its author; the others go on") from None
+        raise EdgeError(f"{otherwise}: {told(error)}", "tell its author") from None
 
 
 class Services:

@@ -7,6 +7,7 @@ import dataclasses
 import ipaddress
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,19 @@ def _doubts(config: Config, lines: Document, registry: Registry) -> Iterator[Pro
 
 def _never_written(point: Point, lines: Document, device: str, number: int) -> Iterator[Problem]:
     """What may be written and does not fit is refused when it is commanded: too late for who has tried the line out with less."""
+    from edge_runtime.ports import EdgeError
+    from edge_runtime.services import made
     from edge_runtime.sources import writing
 
-    for place, refusal in writing.unwritable(point):
-        here = ("devices", device, "points", number, "write", *place)
+    here: tuple[str | int, ...] = ("devices", device, "points", number, "write")
+    try:
+        found = made(lambda: list(writing.unwritable(point)), "the adapter cannot tell what fits")
+    except EdgeError as broken:
+        yield lines.problem(here, broken.cause, hint=broken.hint)
+        return
+    for place, refusal in found:
         cause = f"may be written, and never will be: {refusal.cause}"
-        yield lines.problem(here, cause, value=lines.at(here), hint=refusal.hint)
+        yield lines.problem((*here, *place), cause, value=lines.at((*here, *place)), hint=refusal.hint)
 
 
 Plan = dict[str, list[dict[str, object]]]
@@ -195,6 +203,7 @@ def _check_models(config: Config, folder: Path, registry: Registry, note: Note) 
 
 def _plan(config: Config, registry: Registry, note: Note) -> Plan:
     from edge_runtime.ports import EdgeError
+    from edge_runtime.services import made
 
     plan: Plan = {}
     for name, device in config.devices.items():
@@ -202,7 +211,8 @@ def _plan(config: Config, registry: Registry, note: Note) -> Plan:
         options = schema.Options.model_validate(device.options)
         points = tuple(schema.Point.model_validate(point) for point in device.points)
         try:
-            plan[name] = schema.describe(options, points)
+            made(partial(schema.line, name, options), f"the adapter {device.adapter} cannot tell the device's line")
+            plan[name] = made(partial(schema.describe, options, points), f"the adapter {device.adapter} cannot plan its reads")
         except EdgeError as error:
             note(("devices", name), error, None)
     return plan

@@ -6,12 +6,14 @@ Nothing is imported to find that out: an engine takes a second, and `check` is t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from edge_runtime.config import Config
 from edge_runtime.document import Document, Problem
 from edge_runtime.ports import EdgeError
+from edge_runtime.services import made
 from edge_runtime.sources.registry import Registry
 
 Need = tuple[tuple[str | int, ...], EdgeError, str | None]
@@ -29,7 +31,13 @@ def warnings(config: Config, lines: Document, folder: Path, registry: Registry) 
 def _adapters(config: Config, registry: Registry) -> Iterator[Need]:
     for name, device in config.devices.items():
         schema = registry[device.adapter]
-        for module, install in schema.needs(schema.Options.model_validate(device.options)).items():
+        asked = partial(schema.needs, schema.Options.model_validate(device.options))
+        try:
+            needed = made(asked, f"the adapter {device.adapter} cannot say what it needs")
+        except EdgeError as broken:
+            yield ("devices", name, "adapter"), broken, device.adapter
+            continue
+        for module, install in needed.items():
             if find_spec(module.partition(".")[0]) is None:  # of a submodule it would import the parent
                 error = EdgeError(f"adapter {device.adapter} needs {module}, which is not installed here", install)
                 yield ("devices", name, "adapter"), error, device.adapter

@@ -69,4 +69,7 @@ def _load(point: EntryPoint) -> type[Adapter]:
         raise Unusable(cause, "reinstall or uninstall that distribution, or tell its authors") from error
     if not (inspect.isclass(found) and issubclass(found, Adapter)):
         raise Unusable(f"{who} is no adapter: {point.value} is no subclass of edge_runtime.adapter.Adapter", "tell its authors")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise Unusable(f"{who} is not whole: {point.value} has no {missing}", "tell its authors")
     return found

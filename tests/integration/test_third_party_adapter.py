@@ -22,6 +22,8 @@ dependencies = ["edge-runtime"]
 weather = "edge_weather:Weather"
 broken = "edge_weather.broken:Broken"
 wrong = "edge_weather:NotAnAdapter"
+half = "edge_weather:Half"
+odd = "edge_weather:Odd"
 modbus = "edge_weather:Weather"
 [tool.hatch.build.targets.wheel]
 packages = ["edge_weather"]
@@ -52,6 +54,23 @@ class Weather(adapter.Adapter):
     async def read(self) -> Sequence[adapter.Sample]:
         return []
     async def close(self) -> None: ...
+
+class Half(adapter.Adapter):
+    """Without close and read."""
+    async def open(self) -> None: ...
+
+class Odd(Weather):
+    """Its author has not tried everything."""
+    class Options(adapter.Options): ...
+    class Point(adapter.WritablePoint):
+        def fit(self, raw):
+            return {}[raw]
+    @classmethod
+    def needs(cls, options):
+        return None["x"]
+    @classmethod
+    def describe(cls, options, points):
+        return [] if len(points) == 1 else points[7]
 '''
 
 
@@ -81,6 +100,7 @@ def test_is_listed_and_the_broken_ones_are_named(installed: Path) -> None:
     assert "a_library_that_nobody_has" in listed["broken"]["error"]
     assert "edge-weather 2.5" in listed["broken"]["error"]
     assert "no subclass of edge_runtime.adapter.Adapter" in listed["wrong"]["error"]
+    assert "edge_weather:Half has no close, read" in listed["half"]["error"]
     assert "several distributions" in listed["modbus"]["error"]
     assert "edge-weather 2.5" in listed["modbus"]["error"]
     assert listed["replay"]["error"] is None
@@ -114,3 +134,19 @@ def test_its_options_are_checked(installed: Path, tmp_path: Path) -> None:
     assert ":6: devices.roof.options.sped: unknown key (it is 1)\n    hint: did you mean `speed`?" in done.stderr
     assert ":9: devices.roof.points[0].column: should be greater than or equal to 0 (it is -1)" in done.stderr
     assert ":11: devices.cellar.adapter: the adapter broken of edge-weather 2.5 cannot be imported" in done.stderr
+
+
+def test_a_bug_of_it_is_told_with_its_place_and_is_no_traceback(installed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    text = "site: s\ngateway: g\ndevices:\n  roof:\n    adapter: odd\n    points: [{name: a, write: {low: 0, high: 1}}]\n"
+    file.write_text(f"{text}pipelines: {{p: {{device: roof}}}}\n")
+    done = _edge_runtime(installed, "check", file)
+    assert done.returncode == 0, done.stderr
+    assert ":5: devices.roof.adapter: the adapter odd cannot say what it needs: TypeError at " in done.stdout
+    assert ":6: devices.roof.points[0].write: the adapter cannot tell what fits: KeyError at " in done.stdout
+    file.write_text(text.replace("}}]", "}}, {name: b}]"))
+    done = _edge_runtime(installed, "check", file)
+    assert done.returncode == 1
+    assert ":4: devices.roof: the adapter odd cannot plan its reads: IndexError at " in done.stderr
+    assert "hint: tell its author" in done.stderr
+    assert "Traceback" not in done.stderr
