@@ -93,6 +93,9 @@ class _Rule:
             if _HALF.search(value):
                 return None, NOT_TEXT
             return (value, "") if self.plain else (None, NOT_A_NUMBER)
+        given: object = value  # whatever the adapter's author took for one
+        if not isinstance(given, int | float):  # numpy's float32, a list: nothing that the disk or the wire could take
+            return None, f"a {type(given).__name__} is no value"
         if value in self._sentinels:
             return None, SENTINEL
         try:
@@ -118,11 +121,13 @@ def why_blind(samples: Sequence[Sample]) -> str:
 
 def _all_good(values: tuple[Value, ...]) -> bool:
     for value in values:  # all() with a generator takes twice as long, and this runs for every sample
-        if value is None or (isinstance(value, float) and value - value != 0.0):
-            return False
-        if isinstance(value, int) and not INTEGER_MIN <= value <= INTEGER_MAX:
-            return False
-        if isinstance(value, str) and (len(value) > TEXT_MAX or _HALF.search(value)):
+        if isinstance(value, float):
+            if value - value != 0.0:
+                return False
+        elif isinstance(value, int):
+            if not INTEGER_MIN <= value <= INTEGER_MAX:
+                return False
+        elif not isinstance(value, str) or len(value) > TEXT_MAX or _HALF.search(value):
             return False
     return True
 

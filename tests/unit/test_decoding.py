@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +60,7 @@ def test_good(value: Value, point: dict[str, Any], expected: Value) -> None:
         (101, {"scale": 0.1, "low": 0, "high": 10}, "out of range"),
         ("n/a", {"low": 0}, "not a number"),
         ("n/a", {"scale": 0.1}, "not a number"),
-        ("a\ud800", {}, "not text"),
+        ("a\ud800", {}, "not text: half of a character (\\ud800 to \\udfff)"),
     ],
 )
 def test_bad_is_none_with_a_reason(value: Value, point: dict[str, Any], reason: str) -> None:
@@ -109,3 +110,11 @@ def test_a_text_that_no_transaction_could_hold_is_bad_and_stops_nobody(point: di
 
 def test_a_reason_that_quotes_half_of_a_character_can_be_kept() -> None:
     assert decode(None, {"a": 'not a number: "\ud800"'}) == (None, 'not a number: "\\ud800"')
+
+
+@pytest.mark.parametrize("odd", [np.float32(1.5), np.int64(3), [1, 2], {"a": 1}, b"1", object()])
+@pytest.mark.parametrize("point", [Point(name="a"), Point(name="a", scale=2.0)])
+def test_what_is_no_value_is_bad_and_breaks_no_pipeline(point: Point, odd: Any) -> None:
+    """It could not be written: the pipeline that got it failed again and again, and with it all that its device said."""
+    sample = Decoder([point])(Sample("d", Stamp("b", 0, 0, True), (odd,)))
+    assert (sample.values, sample.faults) == ((None,), {"a": f"a {type(odd).__name__} is no value"})
