@@ -10,7 +10,7 @@ while, whatever the others do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ from edge_runtime.saying import told
 
 RESTART_S_MIN, RESTART_S_MAX = 1.0, 30.0
 """Wait before a service that failed unexpectedly is started again."""
+LEFT_S_MAX = 15.0
+"""So long one may take to end: a broker may take 5 s to write what it keeps."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Failure:
 
 
 T = TypeVar("T")
+F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 def made(build: Callable[[], T], otherwise: str) -> T:
@@ -62,8 +65,11 @@ class Services:
         return self._tasks[name]
 
     async def drop(self, *names: str) -> None:
-        """All of them at once; returns when they have ended. A name that is not there is none too many."""
-        await cancel([self._tasks.pop(name) for name in names if name in self._tasks])
+        """All of them at once; returns when they have ended. A name that is not there is none too many. One that does not end
+        when it is told to (in an adapter that swallows that) is left behind."""
+        for task in await cancel([self._tasks.pop(name) for name in names if name in self._tasks], LEFT_S_MAX):
+            hint = "an adapter that catches asyncio.CancelledError has to raise it again: tell its author"
+            self._log.error("service_left_behind", service=task.get_name(), cause="it does not end when told to", hint=hint)
 
     async def drop_all(self, but: Iterable[str] = ()) -> None:
         await self.drop(*[name for name in self._tasks if name not in but])
@@ -98,8 +104,23 @@ async def within(limit_s: float, waits: Sequence[Awaitable[None]]) -> None:
         await cancel(list(late))
 
 
-async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+async def cancel(tasks: Sequence[F], limit_s: float | None = None) -> set[F]:
+    """Returns those that go on all the same when the time is up."""
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    return (await asyncio.wait(tasks, timeout=limit_s))[1] if tasks else set()
+
+
+def run_to_the_end(main: Coroutine[Any, Any, None], log: Any) -> None:
+    """As asyncio.run, but that tasks which do not end when they are told to end with the process: it would wait for ever."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(main)
+    finally:
+        if left := loop.run_until_complete(cancel(list(asyncio.all_tasks(loop)), LEFT_S_MAX)):
+            log.error("tasks_left_behind", tasks=sorted(task.get_name() for task in left))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -28,7 +28,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: stopped cleanly."""
-    import asyncio
     import os
     import sys
 
@@ -37,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.board.system import left_behind
     from edge_runtime.control.origin import bare, said_by
     from edge_runtime.lifetime import BOOK, Lifetime
+    from edge_runtime.services import run_to_the_end
     from edge_runtime.sources.registry import Registry
 
     # `resolve` of a link that leads to itself is an error before there is a message.
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         if unreadable:
             log.error("configuration_unreadable", cause=unreadable.cause, hint=unreadable.hint)
         world = real_world(registry, log)
-        asyncio.run(serve(lambda: Lifetime(text, str(args.file), folder, data_dir, world), log))
+        run_to_the_end(serve(lambda: Lifetime(text, str(args.file), folder, data_dir, world), log), log)
     if left := left_behind():  # in an engine that is still loading, say; `main` ends around them
         log.info("threads_left_behind", threads=left)
     return 0
