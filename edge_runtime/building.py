@@ -37,11 +37,12 @@ from edge_runtime.outbox.delivery import Delivery
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
-from edge_runtime.ports import Address, Receipt, SecretError, SinkError
+from edge_runtime.ports import Address, EdgeError, Receipt, SecretError, SinkError
 from edge_runtime.records import LANES, Lane, Record, Sample
 from edge_runtime.services import made
 from edge_runtime.sources.reporting import Reporter
 from edge_runtime.sources.supervisor import Lines, Source
+from edge_runtime.sources.unmade import Unmade
 from edge_runtime.trust.identity import Identity
 from edge_runtime.world import World
 
@@ -146,31 +147,33 @@ class Builder:
     # --- from a device to the disk ---
 
     def wire(self, name: str, device: config.Device) -> Wiring:
-        """What only the adapter knows of a device that may be."""
-        adapter = self.adapter(name, device)
+        """What only the adapter knows of a device that may be. Raises EdgeError: it cannot be made."""
+        adapter = self._made(name, device)
         return Wiring(adapter.context.line.key, adapter.redelivers)
 
-    def adapter(self, name: str, device: config.Device | None = None) -> Adapter:
-        device = device or self._settings.devices[name]
-        return made(lambda: self._adapter(name, device), f"device {name}: its adapter {device.adapter} cannot be made")
+    def adapter(self, name: str) -> Adapter:
+        device = self._settings.devices[name]
+        try:
+            return self._made(name, device)
+        except EdgeError as error:
+            return Unmade(self._context(name, device, name), error)
 
-    def _adapter(self, name: str, device: config.Device) -> Adapter:
+    def _made(self, name: str, device: config.Device) -> Adapter:
         schema = self._world.adapters[device.adapter]
-        options = schema.Options.model_validate(device.options)
-        return schema(
-            Context(
-                device=name,
-                options=options,
-                points=tuple(schema.Point.model_validate(point) for point in device.points),
-                clock=self._world.clock,
-                dice=self._world.dice,
-                line=self._lines.get(schema.line(name, options)),
-                bus=self._bus,
-                log=self._log,
-                resolve=self.resolve,
-                reveal=self.reveal,
-            )
-        )
+
+        def new() -> Adapter:
+            return schema(self._context(name, device, schema.line(name, schema.Options.model_validate(device.options))))
+
+        return made(new, f"device {name}: its adapter {device.adapter} cannot be made")
+
+    def _context(self, name: str, device: config.Device, line: str) -> Context:
+        schema = self._world.adapters[device.adapter]
+        return Context(
+            device=name, options=schema.Options.model_validate(device.options),
+            points=tuple(schema.Point.model_validate(point) for point in device.points),
+            clock=self._world.clock, dice=self._world.dice, line=self._lines.get(line), bus=self._bus, log=self._log,
+            resolve=self.resolve, reveal=self.reveal,
+        )  # fmt: skip
 
     def source(self, name: str, takers: Callable[[], Sequence[Pipeline]], store: Store) -> Source:
         """`takers`: the pipelines that take its samples now."""

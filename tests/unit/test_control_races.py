@@ -113,21 +113,27 @@ def test_a_document_that_comes_while_the_book_cannot_be_written_is_not_lost(tmp_
     simulated(scenario, tmp_path)
 
 
+class Picky(Faulty):
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        if context.options.late_s == 7.0:
+            raise ValueError("21.5")
+
+
+def picky(site: Site) -> None:
+    """From now on its devices of this kind are choosy."""
+    world = site.world
+
+    def other() -> World:
+        there = world()
+        return dataclasses.replace(there, adapters={**there.adapters, "faulty": Picky})
+
+    site.world = other  # type: ignore[method-assign]
+
+
 def test_an_adapter_that_cannot_be_made_is_told_and_hurts_nobody(tmp_path: Path) -> None:
-    class Picky(Faulty):
-        def __init__(self, context: Any) -> None:
-            super().__init__(context)
-            if context.options.late_s == 7.0:
-                raise ValueError("21.5")
-
     async def scenario(site: Site) -> None:
-        world = site.world
-
-        def picky() -> World:
-            there = world()
-            return dataclasses.replace(there, adapters={**there.adapters, "faulty": Picky})
-
-        site.world = picky  # type: ignore[method-assign]
+        picky(site)
         async with Steered(site, **SETTINGS).running() as steered:
             await steered.reported("active")
             await steered.want(patch={"devices": {"d": {"options": {"late_s": 7.0}}}})
@@ -137,6 +143,20 @@ def test_an_adapter_that_cannot_be_made_is_told_and_hurts_nobody(tmp_path: Path)
             await steered.want(patch={"devices": {"d": {"period_s": 0.5}}})
             await steered.reported("active")
             assert not site.events("service_failed")
+
+    simulated(scenario, tmp_path)
+
+
+def test_one_that_cannot_be_made_at_the_start_is_the_only_device_that_does_not_work(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        picky(site)
+        wrong = {**SETTINGS["devices"], "other": {**SETTINGS["devices"]["d"], "options": {"late_s": 7.0}}}
+        taken = {**SETTINGS["pipelines"], "o": {"device": "other"}}
+        async with Steered(site, **{**SETTINGS, "devices": wrong, "pipelines": taken}).running() as steered:
+            sources = steered.gateway.sources
+            await until(lambda: sources["other"].state.phase == "unusable" and sources["d"].state.phase == "connected")
+            assert "cannot be made" in sources["other"].state.cause
+            assert "21.5" not in sources["other"].state.cause
 
     simulated(scenario, tmp_path)
 
