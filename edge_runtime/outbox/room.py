@@ -9,12 +9,13 @@ waits.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_runtime.outbox import intervals, tables
 from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch
-from edge_runtime.outbox.database import BUSY_S_MAX, PAGE_BYTES, full, locked
+from edge_runtime.outbox.database import BUSY_S_MAX, PAGE_BYTES, DiskError, full, locked
 from edge_runtime.outbox.gaps import Change, Gaps
 from edge_runtime.outbox.lanes import EVICT_SHARE, next_to_go
 from edge_runtime.ports import Database, Disk, Ranges
@@ -112,10 +113,12 @@ class Room:
         return self._appended_pages > self.log_pages_max * LOG_SHARE
 
     def cut_log(self, database: Database) -> None:
-        """Outside a transaction, where appends have made it long: they do not wait for a checkpoint."""
+        """Outside a transaction, where appends have made it long: they do not wait for a checkpoint. The rows before it are on
+        the disk, so that where it fails they must not be written again: the next one tries, as SQLite does with its own."""
         if self._is_log_long:
-            tables.rows(database, "PRAGMA wal_checkpoint(PASSIVE)")
-            self._appended_pages = 0
+            with contextlib.suppress(DiskError):
+                tables.rows(database, "PRAGMA wal_checkpoint(PASSIVE)")
+                self._appended_pages = 0
 
     def check_log(self, database: Database, batch: Batch, *, purging: bool) -> None:
         """Outside a transaction. Raises DiskError while the WAL cannot be cut and nothing more may be added to it."""

@@ -16,7 +16,7 @@ from outboxes import draft, everything, opened, texts
 from waiting import until
 
 from edge_runtime.outbox import pace
-from edge_runtime.outbox.database import FileDisk, Trouble
+from edge_runtime.outbox.database import FileDisk, Trouble, full
 from edge_runtime.outbox.pace import QUICK_BYTES_MAX
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import Database
@@ -33,6 +33,7 @@ class Watched(FileDisk):
         self.commits: list[str] = []
         self.delay_s = 0.0
         self.fail: Callable[[], None] = lambda: None
+        self.fail_checkpoint = False
         self.opened = 0
 
     def open(self, path: Path, *, damaged: bool = False) -> Database:
@@ -52,6 +53,8 @@ class _Watched:
             name = threading.current_thread().name
             self._disk.commits.append(HERE if name == "MainThread" else name)
             time.sleep(self._disk.delay_s)
+        if sql.startswith("PRAGMA wal_checkpoint") and self._disk.fail_checkpoint:
+            raise full("database or disk is full")
         found: Iterable[Any] = self._database.execute(sql, parameters)
         if sql == "COMMIT":
             self._disk.fail()
@@ -276,6 +279,24 @@ def test_the_log_does_not_grow_though_only_rows_are_written(tmp_path: Path, disk
     run(scenario)
     assert disk.commits.count(HERE) > 300
     assert most <= 3 * 16 * 4_120
+
+
+def test_a_log_that_cannot_be_cut_does_not_make_rows_be_written_twice(tmp_path: Path, disk: Watched) -> None:
+    """The disk is full: the log has its place already, the database would have to grow."""
+
+    async def scenario() -> None:
+        async with quick(tmp_path / "outbox.db", disk, wal_pages=16) as store:
+            disk.fail_checkpoint = True
+            for number in range(20):
+                await asyncio.wait_for(store.commit([draft(number)]), 5)
+            assert disk.last() == THREAD  # each of them tries to cut it
+            disk.fail_checkpoint = False
+            await store.commit([draft("cuts it")])
+            await store.commit([draft("last")])
+            assert disk.last() == HERE
+            assert texts(await everything(store)) == ["first", "second", *map(str, range(20)), "cuts it", "last"]
+
+    run(scenario)
 
 
 def test_a_file_that_is_removed_or_found_corrupt_is_nothing_for_the_loop(tmp_path: Path, disk: Watched) -> None:
