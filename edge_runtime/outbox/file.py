@@ -151,7 +151,6 @@ class OutboxFile:
         database = self._write_connection()
         if not self._is_in_place():
             self._rescue(database)
-        self._set_patience(database, patient=True)
         if self._landed(database, batch):
             return
         self._room.check_log(database, batch, purging=bool(batch.acknowledged or self.books.purge_left))
@@ -301,6 +300,7 @@ class OutboxFile:
             self._rescued = False
             self._writer = self._writer or self._open()
             self._identity = self._disk.identity(self._path)
+        self._set_patience(self._writer, patient=True)
         return self._writer
 
     def _open(self) -> Database:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outboxes import draft, everything, opened, texts
+from outboxes import SINKS, draft, everything, opened, texts
 from waiting import until
 
 from edge_runtime.outbox import pace
@@ -204,6 +204,25 @@ def test_the_loop_does_not_wait_for_a_lock_of_another_program(tmp_path: Path, di
             await store.commit([draft(2)])
             assert disk.last() == HERE
             assert texts(await everything(store)) == ["first", "second", "1", "2"]
+
+    run(scenario)
+
+
+def test_the_thread_waits_for_a_lock_whatever_it_has_to_do(tmp_path: Path, disk: Watched) -> None:
+    path = tmp_path / "outbox.db"
+
+    async def scenario() -> None:
+        async with quick(path, disk) as store:
+            for task in (lambda: store.know(SINKS, []), lambda: store._writer.run(store._file.renew_epoch, "2" * 16)):
+                await store.commit([draft("which is purged after the other task")])
+                await store.commit([draft("on the loop")])
+                assert disk.last() == HERE
+                with another_writer(path):
+                    waiting = asyncio.ensure_future(task())
+                    await asyncio.sleep(0.1)
+                    assert not waiting.done()
+                    assert not store.state.trouble
+                await waiting
 
     run(scenario)
 
