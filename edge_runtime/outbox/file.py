@@ -185,8 +185,8 @@ class OutboxFile:
             self._patient = patient
 
     def _commit(self, database: Database, batch: Batch, acknowledged: Acknowledged) -> None:
-        newest, books, began_ns = dict(self._gaps.newest), None, self._clock.mono_ns()
-        change = Change(database, self.books.epochs[-1].name, self.books.heads, self.offered)
+        newest, before, books, began_ns = dict(self._gaps.newest), self.books, None, self._clock.mono_ns()
+        change = Change(database, before.epochs[-1].name, before.heads, self.offered)
         try:
             with Transaction(database):
                 books = self._write(change, batch, acknowledged)
@@ -196,10 +196,14 @@ class OutboxFile:
             self._journal.forget()
             self._unsure = (batch, books) if books else None  # it was the COMMIT
             raise
-        if batch.size_bytes <= QUICK_BYTES_MAX:
-            self._pace.note(self._clock.mono_ns() - began_ns)
-        self.books = books
-        self.lost += change.lost
+        else:
+            self.books = books
+            self.lost += change.lost
+        finally:
+            if batch.size_bytes <= QUICK_BYTES_MAX:
+                now = self.books
+                added = (now.heads, now.journal.last) != (before.heads, before.journal.last)
+                self._pace.note(self._clock.mono_ns() - began_ns, added=added)
 
     def _rescue(self, database: Database) -> None:
         """The file was removed or replaced while we had it open. What we wrote is still behind our connection, and nowhere else:

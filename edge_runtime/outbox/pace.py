@@ -26,13 +26,15 @@ class Pace:
         self._mean_ns = 0.0
         self._proof = PROOF
 
-    def note(self, took_ns: int) -> None:
-        """What a small transaction took, wherever it ran."""
-        self._mean_ns += (min(took_ns, COUNTED_NS_MAX) - self._mean_ns) / SHARE
+    def note(self, took_ns: int, *, added: bool) -> None:
+        """What a small transaction took, wherever it ran. One that failed, or had no rows to add (a redelivery), has perhaps not
+        synced: it may show a stall, and never that the disk is quick."""
         if took_ns >= STALL_NS:
             self._proof = PROOF_AFTER_STALL
-        elif self._proof:
+        elif self._proof and added:
             self._proof -= 1
+        if added:
+            self._mean_ns += (min(took_ns, COUNTED_NS_MAX) - self._mean_ns) / SHARE
 
     @property
     def quick(self) -> bool:

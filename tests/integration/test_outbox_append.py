@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outboxes import SINKS, draft, everything, opened, texts
+from outboxes import SINKS, draft, everything, opened, sample, texts
 from waiting import until
 
 from edge_runtime.outbox import pace
@@ -47,12 +47,14 @@ class Watched(FileDisk):
 class _Watched:
     def __init__(self, database: Any, disk: Watched) -> None:
         self._database, self._disk = database, disk
+        self._changes = 0
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Iterable[Any]:
         if sql == "COMMIT":
             name = threading.current_thread().name
             self._disk.commits.append(HERE if name == "MainThread" else name)
-            time.sleep(self._disk.delay_s)
+            changes, self._changes = self._changes, self._database.total_changes
+            time.sleep(self._disk.delay_s if changes < self._changes else 0)
         if sql.startswith("PRAGMA wal_checkpoint") and self._disk.fail_checkpoint:
             raise full("database or disk is full")
         found: Iterable[Any] = self._database.execute(sql, parameters)
@@ -113,6 +115,42 @@ def test_a_slow_disk_is_written_in_the_thread(tmp_path: Path) -> None:
             for number in range(2 * pace.PROOF):
                 await store.commit([draft(number)])
             assert HERE not in disk.commits
+
+    run(scenario)
+
+
+def test_a_slow_disk_is_not_taken_for_a_quick_one_though_most_that_comes_was_there_before(tmp_path: Path) -> None:
+    disk = Watched()
+    disk.delay_s = 0.002
+
+    async def scenario() -> None:
+        async with opened(tmp_path / "outbox.db", {"cloud": [Lane.RESULT]}, {"pipeline": "plc"}, disk=disk) as store:
+            for number in range(20):
+                await store.commit([draft(number)])
+                for _ in range(20):
+                    await store.journal("plc", [sample(1, "the same")])
+            assert store.journal_rows == 1
+            assert HERE not in disk.commits
+
+    run(scenario)
+
+
+def test_a_stall_that_ends_in_a_failure_is_one(tmp_path: Path, disk: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "STALL_NS", 50_000_000)
+
+    def hang() -> None:
+        disk.fail = lambda: None
+        time.sleep(0.06)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def scenario() -> None:
+        async with quick(tmp_path / "outbox.db", disk) as store:
+            disk.fail = hang
+            await store.commit([draft(2)])
+            assert disk.last() == HERE
+            await store.commit([draft(3)])
+            await store.commit([draft(4)])
+            assert disk.last() == THREAD
 
     run(scenario)
 

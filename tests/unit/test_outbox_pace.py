@@ -19,7 +19,7 @@ MS = 1_000_000
 def noted(*took_ns: float) -> Pace:
     one = Pace()
     for each in took_ns:
-        one.note(int(each))
+        one.note(int(each), added=True)
     return one
 
 
@@ -37,7 +37,7 @@ def test_a_disk_that_syncs_in_milliseconds_is_never_waited_for() -> None:
 def test_a_checkpoint_now_and_then_changes_nothing() -> None:
     one = noted(*[0.3 * MS] * pace.PROOF)
     for number in range(1_000):
-        one.note(5 * MS if number % 60 == 0 else int(0.3 * MS))
+        one.note(5 * MS if number % 60 == 0 else int(0.3 * MS), added=True)
         assert one.quick
 
 
@@ -45,8 +45,18 @@ def test_after_a_stall_the_loop_waits_for_none_for_long() -> None:
     one = noted(*[0.2 * MS] * 1_000, pace.STALL_NS)
     for _ in range(pace.PROOF_AFTER_STALL):
         assert not one.quick
-        one.note(int(0.2 * MS))
+        one.note(int(0.2 * MS), added=True)
     assert one.quick
+
+
+def test_what_need_not_sync_shows_no_more_than_a_stall() -> None:
+    one = noted(*[4 * MS] * pace.PROOF)
+    for _ in range(1_000):
+        one.note(20_000, added=False)
+    assert not one.quick
+    one = noted(*[0.2 * MS] * pace.PROOF)
+    one.note(pace.STALL_NS, added=False)
+    assert not one.quick
 
 
 # --- who waits -------------------------------------------------------------------------------------------------------
