@@ -17,6 +17,7 @@ from edge_runtime.outbox import intervals, tables
 from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch
 from edge_runtime.outbox.database import BUSY_S_MAX, PAGE_BYTES, DiskError, full, locked
 from edge_runtime.outbox.gaps import Change, Gaps
+from edge_runtime.outbox.journal import SEEN_SHARE
 from edge_runtime.outbox.lanes import EVICT_SHARE, next_to_go
 from edge_runtime.ports import Database, Disk, Ranges
 from edge_runtime.records import LANES, Draft, Gap, Lane
@@ -99,14 +100,20 @@ class Room:
     def fits(self, batch: Batch) -> bool:
         """Rows only, which are taken for written then: there is nothing to evict, as far as is known without asking SQLite, and
         no log to cut."""
-        coming = FRAME_BYTES * _frames(batch.size_bytes, 0)
+        touched = self._touched(batch)
+        coming = FRAME_BYTES * (_frames(batch.size_bytes, 0) + touched)
         if self._log_bytes + coming > self._log_bytes_max:
             self._log_bytes = self._disk.log_bytes(self._path)
         if self._is_log_long or _pages(batch.size_bytes) > self._pages_spare or self._log_bytes + coming > self._log_bytes_max:
             return False
         self._log_bytes += coming
-        self._appended_pages += batch.size_bytes // PAGE_BYTES + APPEND_PAGES
+        self._appended_pages += batch.size_bytes // PAGE_BYTES + APPEND_PAGES + touched
         return True
+
+    def _touched(self, batch: Batch) -> int:
+        """Pages of the journal's indexes: a message id goes to any page of all that are known, and from it later."""
+        ids = sum(bool(sample.message_id) for entry in batch.entries for sample in entry.samples)
+        return len(batch.entries) + min(2 * ids, self.size_bytes_max // SEEN_SHARE // PAGE_BYTES)
 
     @property
     def _is_log_long(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import threading
 import time
@@ -336,6 +337,22 @@ def test_the_log_does_not_grow_though_only_rows_are_written(tmp_path: Path, disk
     run(scenario)
     assert disk.commits.count(HERE) > 300
     assert most <= 3 * 16 * 4_120
+
+
+def test_the_log_does_not_grow_though_each_message_id_goes_to_another_page(tmp_path: Path, disk: Watched) -> None:
+    path = tmp_path / "outbox.db"
+    log, most, anything = path.with_name("outbox.db-wal"), 0, random.Random(1)
+
+    async def scenario() -> None:
+        nonlocal most
+        async with quick(path, disk, pipelines={"pipeline": "plc"}, journal_rows_max=10**6) as store:
+            for number in range(200):
+                await store.journal("plc", [sample(number, f"{anything.getrandbits(128):032x}") for _ in range(200)])
+                most = max(most, log.stat().st_size)
+
+    run(scenario)
+    assert disk.commits.count(HERE) > 50
+    assert most <= 6 * 2**20
 
 
 def test_a_log_that_cannot_be_cut_does_not_make_rows_be_written_twice(tmp_path: Path, disk: Watched) -> None:
