@@ -160,7 +160,8 @@ class OutboxFile:
     def append(self, batch: Batch) -> bool:
         """Its rows, on the event loop, by whoever knows that the writer's thread is idle; what it acknowledges is left out.
         False: nothing is written; it may take longer than to ask the thread for it, so `write` has to do it."""
-        database, deletes = self._writer, batch.refused or self.books.purge_left
+        database = self._writer
+        deletes = batch.refused or self.books.purge_left or self._journal.trims_many(batch, self.books.journal)
         if database is None or self.corrupt or deletes or batch.size_bytes > QUICK_BYTES_MAX or not self._pace.quick:
             return False
         if not (self._room.fits(batch) and self._is_in_place()):

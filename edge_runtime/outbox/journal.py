@@ -23,6 +23,9 @@ JOURNAL_SHARE = 4
 """The journal's part of the cap: results must find room, or the pipelines could never free it."""
 
 
+TRIM_QUICK_MAX = 1_000
+"""Samples that go at once in less time than the event loop may wait for."""
+
 SHRUNK = 2
 """Times its share: more than that was not accepted under the cap that holds now."""
 
@@ -86,6 +89,13 @@ class Journal:
         if not self._filled_max:
             return 0
         return max(0, min(_filled(held), self._filled_max) - self._size_bytes_max // JOURNAL_SHARE)
+
+    def trims_many(self, batch: Batch, held: Held) -> bool:
+        """Whether what a batch no longer needs may be more than TRIM_QUICK_MAX samples."""
+        return any(
+            min(held.rows.get(each.device, 0), each.row - self._trimmed.get(each.device, 0)) - 1 > TRIM_QUICK_MAX
+            for each in batch.positions.values()
+        )
 
     # --- in a transaction ---
 

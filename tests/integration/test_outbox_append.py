@@ -17,7 +17,9 @@ from outboxes import SINKS, draft, everything, opened, sample, texts
 from waiting import until
 
 from edge_runtime.outbox import pace
+from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.database import FileDisk, Trouble, full
+from edge_runtime.outbox.journal import TRIM_QUICK_MAX
 from edge_runtime.outbox.pace import QUICK_BYTES_MAX
 from edge_runtime.outbox.store import Store
 from edge_runtime.ports import Database
@@ -185,6 +187,21 @@ def test_what_is_large_or_deletes_something_goes_to_the_thread(tmp_path: Path, d
             await store.commit([draft("small again")])
             assert disk.last() == HERE
             assert texts(await everything(store)) == ["small again"]
+
+    run(scenario)
+
+
+def test_samples_that_no_window_needs_any_more_go_in_the_thread_where_they_are_many(tmp_path: Path, disk: Watched) -> None:
+    """50,000 of them, as a large tumbling window has, take 30 ms."""
+
+    async def scenario() -> None:
+        async with quick(tmp_path / "outbox.db", disk, pipelines={"pipeline": "plc"}, journal_rows_max=10**6) as store:
+            for needed, where in ((TRIM_QUICK_MAX, HERE), (2 * TRIM_QUICK_MAX, HERE), (4 * TRIM_QUICK_MAX, THREAD)):
+                while store.journal_head("plc") < needed:
+                    await store.journal("plc", [sample(number) for number in range(100)])
+                await store.commit([draft("a window")], Position("pipeline", "plc", needed + 1))
+                assert disk.last() == where
+                assert store.journal_rows == 0
 
     run(scenario)
 
