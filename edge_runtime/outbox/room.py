@@ -44,9 +44,9 @@ PURGE_SHARE = 4
 PURGE_PIECES_MAX = 4
 """It is divided between so many ranges."""
 
-APPEND_PAGES, LOG_SHARE = 4, 0.75
-"""What an append writes beside its rows; when it is time to cut the WAL that appends have written, as a part of what it may have:
-a WAL that has to grow again after it was cut is synced half as fast."""
+APPEND_PAGES = 4
+"""What an append writes beside its rows; rather more than less. (A WAL longer than what SQLite leaves of it when it is cut
+has to grow again, and is synced half as fast.)"""
 
 BATCH_SHARE = 8
 """One part in so many of the cap may come in one transaction."""
@@ -117,7 +117,7 @@ class Room:
 
     @property
     def _is_log_long(self) -> bool:
-        return self._appended_pages > self.log_pages_max * LOG_SHARE
+        return self._appended_pages > self.log_pages_max
 
     def cut_log(self, database: Database) -> None:
         """Outside a transaction, where appends have made it long: they do not wait for a checkpoint. The rows before it are on
