@@ -64,7 +64,7 @@ class Batch:
         for draft in drafts:
             lanes[draft.lane].append(draft)
         self.size_bytes += size_bytes
-        waiter: asyncio.Future[None] = asyncio.Future(loop=self._loop)  # half of what the loop's create_future takes
+        waiter: asyncio.Future[None] = asyncio.Future(loop=self._loop)  # as `durable`, and two calls less
         self.waiters.append(waiter)
         return waiter
 
