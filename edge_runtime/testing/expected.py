@@ -59,17 +59,19 @@ class Expected:
         self._new: set[str] = set()
         """Made with a document that nothing has come of yet."""
         self._again: set[str] = set()
-        """While it is on trial, somebody wants it once more."""
+        """While it is on trial, or before it could say that it is, somebody wants it once more."""
+        self._unseen: set[str] = set()
+        """Of the new ones: never seen to run."""
         self._leaving: set[str] = set()
         """Not wanted any more; it may still run for a moment."""
 
     def published(self, layer: Layer) -> None:
         self._published[layer.name].append(layer)
         others = next(each for name, each in self._published.items() if name != layer.name)
-        for other in (None, *others):
-            made = self._add((layer,) if other is None else (layer, other))
-            self._new |= made
-            self._again |= made & {self.trial}
+        made = set().union(*(self._add((layer,) if other is None else (layer, other)) for other in (None, *others)))
+        self._again |= made & (self._unseen | {self.trial})
+        self._unseen |= made - {self.trial, self.active}
+        self._new |= made
 
     def makes(self, *layers: Layer) -> str:
         """The name of what these make; "" : nothing that is valid."""
@@ -97,6 +99,7 @@ class Expected:
             require(wanted, f"a trial starts that nobody wants now: {self._short(name)}")
             if name != self.trial:  # it was proposed, and could not say so
                 self.trial, self.crashes = name, min(self.crashes, 1)
+            self._unseen.discard(name)
         elif mode == "bare":
             require(self._safe or self.crashes >= CRASHES, f"bare after {self.crashes} crashes: {why}")
             require(name == self._bare(), "what is bare is not")
@@ -142,6 +145,7 @@ class Expected:
         self._is_known(name)
         require(name in self._new, f"{self._short(name)} runs, and is neither old nor new")
         self.trial = name
+        self._unseen.discard(name)
 
     def says(self, report: Reported, settings: Config) -> bool:
         """What it reports is what runs."""
