@@ -26,6 +26,12 @@ KEY_MAX = tables.ROW_MAX
 PLAIN_TABLES = (
     "heads", "epochs", "boots", "positions", "acknowledged", "seen", "refused", "sinks", "imported", "imported_upto",
 )  # fmt: skip
+_ORDERS: Mapping[str, Sequence[str]] = {
+    "seen": tuple(f"ORDER BY device {way}, {key} {way}" for key in ("row", "message_id") for way in ("DESC", "ASC"))
+}
+"""The large one among them is read from both ends, in its own order and in its index's: an id that is gone is a message counted
+twice, if its source sends it again."""
+
 HIDDEN_MAX = 2**20
 """Rows between two that are there. Where there are more, numbers were kept free (importing.RESERVED), or one is damaged."""
 
@@ -48,7 +54,8 @@ def salvage(
     else:
         create_imported(new)  # no other new outbox has that
         for table in PLAIN_TABLES:
-            _copy_plain(old, new, table)
+            for order in _ORDERS.get(table, ("",)):
+                _copy_plain(old, new, table, order)
         _copy_by_key(old, new, "journal", "row", samples)
         for lane in LANES:
             _copy_by_key(old, new, f"lane_{lane}", "seq", holes[lane])
@@ -131,15 +138,15 @@ def _complete_epochs(new: Database, epochs: Sequence[Epoch]) -> list[Epoch]:
     return ordered
 
 
-def _copy_plain(old: Database, new: Database, table: str) -> None:
+def _copy_plain(old: Database, new: Database, table: str, order: str) -> None:
     """Small tables: all that comes before the damage."""
     rows: list[Any] = []
     try:
-        for row in old.execute(f"SELECT * FROM {table}"):
+        for row in old.execute(f"SELECT * FROM {table} {order}"):
             rows.append(row)
     except DiskError:
         with contextlib.suppress(DiskError):  # Python reads one row ahead: the last good one is lost with the damaged one
-            rows += tables.rows(old, f"SELECT * FROM {table} LIMIT 1 OFFSET ?", len(rows))
+            rows += tables.rows(old, f"SELECT * FROM {table} {order} LIMIT 1 OFFSET ?", len(rows))
     _insert(new, table, [row for row in rows if sound(table, row)])
 
 

@@ -303,6 +303,48 @@ def test_a_lane_that_is_gone_as_a_whole_is_told(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
+def index_leaves(path: Path, *, named: str) -> list[int]:
+    """Offsets of the leaves of an index or a table WITHOUT ROWID, in the order of its keys."""
+    database = sqlite3.connect(path)
+    database.execute("VACUUM")  # each in one piece, nothing free between them
+    (root,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (named,)).fetchone()
+    database.close()
+    raw = path.read_bytes()
+    page = raw[(root - 1) * PAGE_BYTES : root * PAGE_BYTES]
+    assert page[0] == 2, "it has inner pages"
+    cells = [int.from_bytes(page[at : at + 2], "big") for at in range(12, 12 + 2 * int.from_bytes(page[3:5], "big"), 2)]
+    numbers = [int.from_bytes(page[at : at + 4], "big") for at in [*cells, 8]]
+    return [(number - 1) * PAGE_BYTES for number in numbers]
+
+
+@pytest.mark.parametrize(("named", "where"), [("seen", 0), ("seen", 0.5), ("seen", 1), ("seen_row", 0), ("seen_row", 1)])
+def test_message_ids_on_damaged_pages_are_still_known(named: str, where: float, tmp_path: Path) -> None:
+    """Nobody reads them before the next message comes: only then is the damage found. What a source sends again is not counted
+    twice for it."""
+    path, count = tmp_path / "outbox.db", 3_000
+    samples = [sample(n, f"m{n}") for n in range(1, count + 1)]
+
+    async def write() -> None:
+        async with opened(path, pipelines={"p": "plc"}) as store:
+            assert all(await store.journal("plc", samples))
+            await store.commit([], Position("p", "plc", count + 1, b""))
+
+    asyncio.run(write())
+    leaves = index_leaves(path, named=named)
+    assert len(leaves) > 9
+    flip(path, leaves[round(where * (len(leaves) - 1))])
+
+    async def scenario() -> None:
+        async with opened(path, pipelines={"p": "plc"}) as store:
+            fresh = [sample(n, f"m{n}") for n in range(count + 1, count + 100)]
+            rows = await store.journal("plc", [*samples, *fresh])
+            assert not any(rows[:count]), "each was there before"
+            assert all(rows[count:])
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert (tmp_path / "outbox.db.corrupt-1").exists(), "the damage was found"
+
+
 @pytest.mark.parametrize("found_by", ["writer", "reader"])
 def test_corrupt_while_running(found_by: str, tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
