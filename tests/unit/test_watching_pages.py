@@ -156,8 +156,7 @@ def test_a_port_that_stays_taken_is_told_once(tmp_path: Path, monkeypatch: pytes
         log: list[dict[str, Any]] = []
         with socket.create_server(("127.0.0.1", 0)) as taken:
             async with running(tmp_path, f"127.0.0.1:{taken.getsockname()[1]}", log) as gateway:
-                await until(lambda: len(tries) > 5)
-                assert gateway.started.is_set()
+                await until(lambda: len(tries) > 5 and gateway.started.is_set())
         assert len([each for each in log if each["event"] == "metrics_not_served"]) == 1
 
     asyncio.run(main())
