@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edge_runtime.control.plan import Wiring
 from edge_runtime.control.renewing import Renewing
 from edge_runtime.control.steering import Steering
 from edge_runtime.document import NAME, dotted
+from edge_runtime.foreign import made
 from edge_runtime.inference.model import Model
 from edge_runtime.inference.offering import Offering
 from edge_runtime.inference.shared import Shared
@@ -39,10 +41,9 @@ from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import Pipeline
 from edge_runtime.ports import Address, EdgeError, Receipt, SecretError, SinkError
 from edge_runtime.records import LANES, Lane, Record, Sample
-from edge_runtime.services import made
 from edge_runtime.sources.reporting import Reporter
 from edge_runtime.sources.supervisor import Lines, Source
-from edge_runtime.sources.unmade import Unmade
+from edge_runtime.sources.unmade import Unmade, tried
 from edge_runtime.trust.identity import Identity
 from edge_runtime.world import World
 
@@ -160,10 +161,7 @@ class Builder:
 
     def _made(self, name: str, device: config.Device) -> Adapter:
         schema = self._world.adapters[device.adapter]
-
-        def new() -> Adapter:
-            return schema(self._context(name, device, schema.line(name, schema.Options.model_validate(device.options))))
-
+        new = partial(tried, schema, name, device, partial(self._context, name, device))
         return made(new, f"device {name}: its adapter {device.adapter} cannot be made")
 
     def _context(self, name: str, device: config.Device, line: str) -> Context:

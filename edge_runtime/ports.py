@@ -31,8 +31,8 @@ class EdgeError(Exception):
 
     def __init__(self, cause: str, hint: str = "") -> None:
         super().__init__(cause)
-        self.cause = cause
-        self.hint = hint
+        self.cause = str(cause)  # an adapter's author may give the exception that is the cause: no log and no disk takes that
+        self.hint = str(hint)
 
     def __str__(self) -> str:
         return f"{self.cause} ({self.hint})" if self.hint else self.cause

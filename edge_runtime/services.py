@@ -22,6 +22,8 @@ RESTART_S_MIN, RESTART_S_MAX = 1.0, 30.0
 LEFT_S_MAX = 15.0
 """So long one may take to end: a broker may take 5 s to write what it keeps."""
 
+IN_A_THREAD = "an adapter that calls a blocking library has to give it a time-out: tell its author"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -32,18 +34,7 @@ class Failure:
     cause: str
 
 
-T = TypeVar("T")
 F = TypeVar("F", bound="asyncio.Future[Any]")
-
-
-def made(build: Callable[[], T], otherwise: str) -> T:
-    """Of foreign code (an adapter's constructor). Raises EdgeError, whatever that raises: `otherwise`, and why."""
-    try:
-        return build()
-    except EdgeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a supervisor: foreign code may raise anything
-        raise EdgeError(f"{otherwise}: {told(error)}", "tell its author") from None
 
 
 class Services:
@@ -111,16 +102,24 @@ async def cancel(tasks: Sequence[F], limit_s: float | None = None) -> set[F]:
     return (await asyncio.wait(tasks, timeout=limit_s))[1] if tasks else set()
 
 
+left: list[asyncio.Future[Any]] = []
+"""What did not end before its loop did. Kept, for Python would end it in the middle; whoever ends the process ends around it."""
+
+
 def run_to_the_end(main: Coroutine[Any, Any, None], log: Any) -> None:
-    """As asyncio.run, but that tasks which do not end when they are told to end with the process: it would wait for ever."""
+    """As asyncio.run, but that tasks, and calls in threads of the loop, which do not end when they are told to end with the
+    process (see `left`): it would wait for ever."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(main)
     finally:
-        if left := loop.run_until_complete(cancel(list(asyncio.all_tasks(loop)), LEFT_S_MAX)):
-            log.error("tasks_left_behind", tasks=sorted(task.get_name() for task in left))
+        if late := loop.run_until_complete(cancel(list(asyncio.all_tasks(loop)), LEFT_S_MAX)):
+            log.error("tasks_left_behind", tasks=sorted(task.get_name() for task in late))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        threads = loop.create_task(loop.shutdown_default_executor())  # cancelled, it would wait all the same
+        if waits := loop.run_until_complete(asyncio.wait([threads], timeout=LEFT_S_MAX))[1]:
+            log.error("calls_left_behind", cause="a call in a thread (asyncio.to_thread) does not end", hint=IN_A_THREAD)
+        left.extend([*late, *waits])
         asyncio.set_event_loop(None)
         loop.close()

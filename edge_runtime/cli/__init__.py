@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_anybody_left() -> bool:
-    system = sys.modules.get("edge_runtime.board.system")
+    system, services = (sys.modules.get(f"edge_runtime.{name}") for name in ("board.system", "services"))
+    if services is not None and services.left:
+        return True
     try:
         return system is not None and bool(system.left_behind())
     except KeyboardInterrupt:  # somebody does not want to wait for them

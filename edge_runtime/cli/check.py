@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_runtime.adapter import Point
+    from edge_runtime.adapter import Adapter, Point
     from edge_runtime.config import Config, HttpsSink, MqttSink
     from edge_runtime.document import Document, Problem
     from edge_runtime.ports import EdgeError
@@ -94,8 +94,8 @@ def _doubts(config: Config, lines: Document, registry: Registry) -> Iterator[Pro
 
 def _never_written(point: Point, lines: Document, device: str, number: int) -> Iterator[Problem]:
     """What may be written and does not fit is refused when it is commanded: too late for who has tried the line out with less."""
+    from edge_runtime.foreign import made
     from edge_runtime.ports import EdgeError
-    from edge_runtime.services import made
     from edge_runtime.sources import writing
 
     here: tuple[str | int, ...] = ("devices", device, "points", number, "write")
@@ -202,20 +202,31 @@ def _check_models(config: Config, folder: Path, registry: Registry, note: Note) 
 
 
 def _plan(config: Config, registry: Registry, note: Note) -> Plan:
+    from edge_runtime.foreign import made
     from edge_runtime.ports import EdgeError
-    from edge_runtime.services import made
 
     plan: Plan = {}
     for name, device in config.devices.items():
         schema = registry[device.adapter]
         options = schema.Options.model_validate(device.options)
         points = tuple(schema.Point.model_validate(point) for point in device.points)
+        who = f"the adapter {device.adapter}"
         try:
-            made(partial(schema.line, name, options), f"the adapter {device.adapter} cannot tell the device's line")
-            plan[name] = made(partial(schema.describe, options, points), f"the adapter {device.adapter} cannot plan its reads")
+            made(partial(schema.line, name, options), f"{who} cannot tell the device's line")
+            made(partial(_session, schema, options), f"{who} cannot tell what one device only may have (`session`)")
+            plan[name] = made(partial(_rows, schema, options, points), f"{who} cannot plan its reads")
         except EdgeError as error:
             note(("devices", name), error, None)
     return plan
+
+
+def _session(schema: type[Adapter], options: Any) -> None:
+    _option, _key = schema.session(options)
+
+
+def _rows(schema: type[Adapter], options: Any, points: Sequence[Any]) -> list[dict[str, object]]:
+    """One that is no mapping, it cannot plan either."""
+    return [dict(row) for row in schema.describe(options, points)]
 
 
 def _show(config: Config, file: Path) -> None:

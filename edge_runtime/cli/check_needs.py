@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from edge_runtime.adapter import Adapter
 from edge_runtime.config import Config
 from edge_runtime.document import Document, Problem
+from edge_runtime.foreign import made
 from edge_runtime.ports import EdgeError
-from edge_runtime.services import made
 from edge_runtime.sources.registry import Registry
 
 Need = tuple[tuple[str | int, ...], EdgeError, str | None]
@@ -31,16 +33,20 @@ def warnings(config: Config, lines: Document, folder: Path, registry: Registry) 
 def _adapters(config: Config, registry: Registry) -> Iterator[Need]:
     for name, device in config.devices.items():
         schema = registry[device.adapter]
-        asked = partial(schema.needs, schema.Options.model_validate(device.options))
+        asked = partial(_missing, schema, schema.Options.model_validate(device.options))
         try:
-            needed = made(asked, f"the adapter {device.adapter} cannot say what it needs")
+            missing = made(asked, f"the adapter {device.adapter} cannot say what it needs")
         except EdgeError as broken:
             yield ("devices", name, "adapter"), broken, device.adapter
             continue
-        for module, install in needed.items():
-            if find_spec(module.partition(".")[0]) is None:  # of a submodule it would import the parent
-                error = EdgeError(f"adapter {device.adapter} needs {module}, which is not installed here", install)
-                yield ("devices", name, "adapter"), error, device.adapter
+        for module, install in missing.items():
+            error = EdgeError(f"adapter {device.adapter} needs {module}, which is not installed here", install)
+            yield ("devices", name, "adapter"), error, device.adapter
+
+
+def _missing(schema: type[Adapter], options: Any) -> dict[str, str]:
+    """Of a submodule `find_spec` would import the parent."""
+    return {module: how for module, how in schema.needs(options).items() if find_spec(module.partition(".")[0]) is None}
 
 
 def _engines(config: Config, folder: Path) -> Iterator[Need]:

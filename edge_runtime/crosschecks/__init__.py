@@ -11,12 +11,16 @@ import ipaddress
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+from pydantic import BaseModel
 
 from edge_runtime.adapter import Adapter
 from edge_runtime.address import BadAddress, address, listener
 from edge_runtime.crosschecks import plain, windows
 from edge_runtime.document import Document, Path, Problem, closest, validate
+from edge_runtime.foreign import made
 from edge_runtime.ports import EdgeError
 
 STATISTICS = ("min", "mean", "max", "last")
@@ -61,17 +65,21 @@ def _device(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> 
         return
     options = doc.at((*here, "options"))
     if isinstance(options, dict) or (*here, "options") not in doc.lines:
-        yield from _hinted(validate(doc, schema.Options, (*here, "options")), adapter)
+        yield from _checked(doc, schema.Options, (*here, "options"), adapter)
     for number, point in enumerate(plain.items(doc.at((*here, "points")))):
         if isinstance(point, dict):
-            yield from _hinted(validate(doc, schema.Point, (*here, "points", number)), adapter)
+            yield from _checked(doc, schema.Point, (*here, "points", number), adapter)
     yield from _twice(doc, (*here, "points"), "point", "device")
 
 
-def _hinted(problems: Iterable[Problem], adapter: str) -> Iterator[Problem]:
-    """What an adapter finds by itself comes without a hint."""
+def _checked(doc: Document, model: type[BaseModel], here: Path, adapter: str) -> Iterable[Problem]:
+    """By the adapter's own models, whose validators are foreign code. What they find comes without a hint."""
+    try:
+        found = made(lambda: validate(doc, model, here), f"the adapter {adapter} cannot check this")
+    except EdgeError as error:
+        return [doc.problem(here, error.cause, hint=error.hint)]
     hint = f"see `edge-runtime adapters {adapter}`"
-    return (problem if problem.hint else replace(problem, hint=hint) for problem in problems)
+    return [problem if problem.hint else replace(problem, hint=hint) for problem in found]
 
 
 def _sessions(doc: Document, schemas: Mapping[str, type[Adapter]]) -> Iterator[Problem]:
@@ -80,12 +88,22 @@ def _sessions(doc: Document, schemas: Mapping[str, type[Adapter]]) -> Iterator[P
     for name, device in plain.mapping(doc.at(("devices",))).items():
         adapter, here = plain.mapping(device).get("adapter"), ("devices", name, "options")
         schema = plain.schema(schemas, adapter)
-        if schema is None or validate(doc, schema.Options, here):
+        if schema is None:
             continue
-        option, key = schema.session(schema.Options.model_validate(doc.at(here) or {}))
+        try:
+            option, key = made(partial(_session, doc, schema, here), "")
+        except EdgeError:  # its options are wrong: that is said elsewhere; or it cannot tell: then this device alone is unusable
+            continue
         if key and (owner := owners.setdefault((str(adapter), key), name)) != name:
             value, hint = doc.at((*here, option)), f"give each its own {option}: they would take each other's data"
             yield doc.problem((*here, option), f"is that of {owner}, too", value=value, hint=hint)
+
+
+def _session(doc: Document, schema: type[Adapter], here: Path) -> tuple[str, str]:
+    if validate(doc, schema.Options, here):
+        return "", ""
+    option, key = schema.session(schema.Options.model_validate(doc.at(here) or {}))
+    return str(option), str(key)
 
 
 def _pipeline(doc: Document, here: Path) -> Iterator[Problem]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from edge_runtime.adapter import Adapter
 from edge_runtime.crosschecks import plain
 from edge_runtime.document import Document, Path, Problem
+from edge_runtime.foreign import made
+from edge_runtime.ports import EdgeError
 
 JOURNAL_ROWS = 100_000
 """What `outbox.journal_rows_max` is where it is not set."""
@@ -84,8 +87,8 @@ def _texts(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> I
         return
     texts = []
     for point in plain.items(doc.at(declared)):
-        with contextlib.suppress(ValueError):  # that is said elsewhere
-            texts += [point["name"]] if schema.Point.model_validate(point).is_text else []
+        with contextlib.suppress(EdgeError):  # that is said elsewhere
+            texts += [point["name"]] if made(partial(_is_text, schema, point), "") else []
     for number, point in enumerate(wanted):
         if point in texts:
             hint = "no window holds a text: leave it out"
@@ -93,6 +96,10 @@ def _texts(doc: Document, here: Path, schemas: Mapping[str, type[Adapter]]) -> I
     if texts and not wanted and doc.at((*here, "model")) is None:
         hint = "give `points`: those of the device that are numbers"
         yield doc.problem((*here, "window"), f"cannot hold a text, and {', '.join(texts)} is one", hint=hint)
+
+
+def _is_text(schema: type[Adapter], point: object) -> bool:
+    return schema.Point.model_validate(point).is_text
 
 
 def _fits_the_journal(doc: Document, here: Path) -> Iterator[Problem]:

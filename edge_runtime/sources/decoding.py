@@ -9,7 +9,7 @@ from math import isfinite
 
 from edge_runtime.adapter import Point
 from edge_runtime.ports import EdgeError
-from edge_runtime.records import Sample, Value
+from edge_runtime.records import Sample, Stamp, Value
 
 SENTINEL = "sentinel"
 OUT_OF_RANGE = "out of range"
@@ -23,6 +23,12 @@ INTEGER_MIN, INTEGER_MAX = -(2**63), 2**64 - 1
 
 TEXT_MAX = 4_096
 """Characters. One message with a longer text would not fit into a transaction, come again for ever, and stop its source."""
+
+NS_MAX = 2**63
+"""Nanoseconds since 1970, or since the machine started, that the disk can hold."""
+
+ID_MAX = 2**17
+"""Characters of a message id; an MQTT topic, which may be part of one, has up to half as many."""
 
 TOO_LONG = "text too long"
 
@@ -45,17 +51,15 @@ class Decoder:
         self._plain = all(rule.plain for rule in self._rules)
 
     def __call__(self, raw: Sample) -> Sample:
-        """Raises WrongShape when the sample has not one value a point."""
-        if len(raw.values) != len(self._names):
-            raise WrongShape(
-                f"the adapter returned {len(raw.values)} values for {len(self._names)} points", "this is a bug in the adapter"
-            )
+        """Raises WrongShape when it is no sample of this device: one that the disk cannot take would end the gateway there."""
+        if wrong := _wrong_shape(raw, len(self._names)):
+            raise WrongShape(f"the adapter returned {wrong}", "this is a bug in the adapter: see context.sample(...)")
         if self._plain and not raw.faults and _all_good(raw.values):
             return raw
         return self._decode(raw)
 
     def _decode(self, raw: Sample) -> Sample:
-        faults = {name: _as_text(reason) for name, reason in raw.faults.items()}
+        faults = {name: _as_text(raw.faults[name]) for name in self._names if name in raw.faults}
         values: list[Value] = []
         for name, rule, value in zip(self._names, self._rules, raw.values, strict=True):
             if name in faults:
@@ -66,6 +70,26 @@ class Decoder:
                 faults[name] = fault
             values.append(good)
         return Sample(raw.device, raw.stamp, tuple(values), faults, raw.message_id, raw.row)
+
+
+def _wrong_shape(raw: object, points: int) -> str:
+    if type(raw) is not Sample:
+        return f"a {type(raw).__name__} where a sample is expected"
+    stamp, faults = raw.stamp, raw.faults
+    if len(raw.values) != points:
+        return f"{len(raw.values)} values for {points} points"
+    if type(stamp) is not Stamp or not _is_instant(stamp):
+        return "a sample whose stamp is none: see context.clock.now()"
+    if type(raw.message_id) is not str or len(raw.message_id) > ID_MAX or _HALF.search(raw.message_id):
+        return f"a message id that is no text of at most {ID_MAX} characters"
+    if type(faults) is not dict or (faults and not all(type(text) is str for text in (*faults, *faults.values()))):
+        return "faults that are no texts by the names of points"
+    return ""
+
+
+def _is_instant(stamp: Stamp) -> bool:
+    fits = type(stamp.boot) is str and type(stamp.synced) is bool
+    return fits and all(type(ns) is int and -NS_MAX <= ns < NS_MAX for ns in (stamp.mono_ns, stamp.wall_ns))
 
 
 class _Rule:
@@ -134,6 +158,7 @@ def _all_good(values: tuple[Value, ...]) -> bool:
 
 def _as_text(reason: str) -> str:
     """It may quote what a device said."""
+    reason = reason if len(reason) <= TEXT_MAX else f"{reason[:TEXT_MAX]}..."
     return reason.encode("utf-8", "backslashreplace").decode() if _HALF.search(reason) else reason
 
 

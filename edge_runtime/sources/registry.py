@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from edge_runtime.adapter import Adapter, Unusable
+from edge_runtime.foreign import made
 
 GROUP = "edge_runtime.adapters"
 
-_FOREIGN_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-"""With what the import of somebody else's module may fail."""
-
 
 class Registry(Mapping[str, type[Adapter]]):
-    """The installed adapters by name. Looking one up imports it, and raises Unusable where that fails: it names the
+    """The installed adapters by name. Looking one up imports it, and raises EdgeError where that fails: it names the
     distribution, and the others go on working."""
 
     def __init__(self) -> None:
@@ -62,14 +50,18 @@ def distribution(point: EntryPoint) -> str:
 
 def _load(point: EntryPoint) -> type[Adapter]:
     who = f"the adapter {point.name} of {distribution(point)}"
-    try:
-        found = point.load()
-    except _FOREIGN_ERRORS as error:
-        cause = f"{who} cannot be imported: {type(error).__name__}: {error}"
-        raise Unusable(cause, "reinstall or uninstall that distribution, or tell its authors") from error
+    found = made(partial(_imported, point, who), f"{who} cannot be imported")
     if not (inspect.isclass(found) and issubclass(found, Adapter)):
         raise Unusable(f"{who} is no adapter: {point.value} is no subclass of edge_runtime.adapter.Adapter", "tell its authors")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise Unusable(f"{who} is not whole: {point.value} has no {missing}", "tell its authors")
     return found
+
+
+def _imported(point: EntryPoint, who: str) -> Any:
+    try:
+        return point.load()
+    except (ImportError, SyntaxError) as error:  # its words say more than its place
+        cause = f"{who} cannot be imported: {type(error).__name__}: {error}"
+        raise Unusable(cause, "reinstall or uninstall that distribution, or tell its authors") from error

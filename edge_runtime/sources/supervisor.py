@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -20,6 +20,7 @@ import msgspec
 
 from edge_runtime import config
 from edge_runtime.adapter import Adapter, Exhausted, Line, LinkLost, Unknown, Unusable
+from edge_runtime.foreign import Strayed, awaited, in_time, watched
 from edge_runtime.ports import EdgeError
 from edge_runtime.records import Outcome, Sample, Stamp, Value
 from edge_runtime.saying import told
@@ -35,6 +36,8 @@ UNUSABLE_RETRY_S = 60.0
 
 CLOSE_S_MAX = 2.0
 """An adapter's `close` that takes longer is left behind; so is waiting for its turn on the line before it."""
+
+LET_GO = "an adapter that catches asyncio.CancelledError has to raise it again: tell its author. Until it ends nothing is read"
 
 YIELD_SAMPLES = 64
 """A source that never has to wait lets the others run after so many samples."""
@@ -218,7 +221,8 @@ class Source:
                 await asyncio.sleep(0)
 
     async def _read(self) -> list[Sample]:
-        return [self._decode(sample) for sample in await self._adapter.read()]
+        found = await self._adapter.read()
+        return [self._decode(sample) for sample in (found if isinstance(found, Iterable) else [found])]
 
     async def _hand_on(self, samples: Sequence[Sample], accept: Accept) -> None:
         self._count.reads += 1
@@ -236,7 +240,7 @@ class Source:
             return
         seconds = self._device.timeout_s
         try:
-            if not await _within(partial(_foreign, partial(self._adapter.acknowledge, samples)), seconds):
+            if not await in_time(partial(self._adapter.acknowledge, samples), seconds, self._does_not_end):
                 self._interrupt(_Failure(f"acknowledging took longer than {seconds:g} s"))
         except Exception as error:  # noqa: BLE001 - foreign code
             self._interrupt(self._told(error, "acknowledge"))
@@ -244,9 +248,9 @@ class Source:
     async def _close(self) -> None:
         """In its turn on the line where that comes in time; in any case, and never for long."""
         turn = self._line.turn
-        held = await _within(turn.acquire, CLOSE_S_MAX)
+        held = await in_time(turn.acquire, CLOSE_S_MAX)
         try:
-            await _within(partial(_foreign, self._adapter.close), CLOSE_S_MAX)
+            await in_time(self._adapter.close, CLOSE_S_MAX, self._does_not_end)
         except Exception as error:  # noqa: BLE001 - foreign code
             self._told(error, "close")
         finally:
@@ -262,11 +266,15 @@ class Source:
         try:
             async with scope:
                 if timeout_s is None:
-                    return await _foreign(function)
+                    return await awaited(function)
                 async with self._line.turn:
                     if self._interruption is None:
                         scope.reschedule(asyncio.get_running_loop().time() + timeout_s)
-                    return await _foreign(function)
+                    with watched(timeout_s, self._does_not_end):
+                        found = await awaited(function)
+            if scope.expired() and self._interruption is None:
+                raise TimeoutError  # it swallowed that it was given up, and what it brings is late
+            return found
         except Exhausted:
             raise
         except Exception as error:
@@ -281,7 +289,8 @@ class Source:
         scope = asyncio.timeout(self._device.timeout_s)
         try:
             async with scope:
-                return await _foreign(function)
+                with watched(self._device.timeout_s, self._does_not_end):
+                    return await awaited(function)
         except Exception as error:
             if scope.expired():  # whatever the adapter made of being cancelled
                 self._count.timeouts += 1
@@ -303,10 +312,12 @@ class Source:
         self._count.timeouts += 1
         return _Failure(f"no answer within {timeout_s:g} s", SWITCHED_ON)
 
-    def _told(self, error: Exception, where: str) -> _Failure:
+    def _told(self, error: BaseException, where: str) -> _Failure:
         """Any exception -> a failure. One that the adapter's contract does not know is logged with its traceback, once a kind."""
         if isinstance(error, EdgeError):
-            return _Failure(error.cause, error.hint, unusable=isinstance(error, Unusable))
+            return _Failure(error.cause or type(error).__name__, error.hint, unusable=isinstance(error, Unusable))
+        if isinstance(error, Strayed) and error.__cause__:
+            error = error.__cause__
         kind = type(error).__name__
         if kind not in self._kinds_logged:
             self._kinds_logged[kind] = None
@@ -339,6 +350,11 @@ class Source:
             self._interruption = reason
         if self._scope is not None and not self._scope.expired():  # an adapter may take its time to end
             self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def _does_not_end(self) -> None:
+        """A call that was given up. Nothing can end it from outside, so it holds its device and line; but that is said."""
+        self._cause, self._hint = "its adapter does not end a call that was given up", LET_GO
+        self._enter("unusable")
 
     # --- transitions -------------------------------------------------------------------------------------------------
 
@@ -373,27 +389,3 @@ class Source:
             self._log.warning("source_" + phase, cause=self._cause, hint=self._hint, failures=self._backoff.failures)
         else:
             self._log.info("source_" + phase)
-
-
-async def _foreign(function: Callable[[], Awaitable[T]]) -> T:
-    """Calls an adapter. A library of its that cancels something of its own must not end the device's supervision."""
-    try:
-        return await function()
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise RuntimeError("cancelled from within the adapter") from None
-
-
-async def _within(function: Callable[[], Awaitable[object]], seconds: float) -> bool:
-    """False if it took longer and was given up."""
-    scope = asyncio.timeout(seconds)
-    try:
-        async with scope:
-            await function()
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        return False
-    return True

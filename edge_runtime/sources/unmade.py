@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from edge_runtime import config
 from edge_runtime.adapter import Adapter, Context, Unusable
 from edge_runtime.ports import EdgeError
 from edge_runtime.records import Sample
+
+
+def tried(schema: type[Adapter], name: str, device: config.Device, context: Callable[[str], Context]) -> Adapter:
+    """Made, and asked what is asked of it before it runs: then nothing that it raises can stop more than its own device. Raises
+    whatever it raises. `context`: for a device on this line."""
+    options = schema.Options.model_validate(device.options)
+    _option, _key = schema.session(options)  # who cannot tell might take what is meant for another device
+    adapter = schema(context(schema.line(name, options)))
+    _ = adapter.redelivers, adapter.waits
+    return adapter
 
 
 class Unmade(Adapter):

@@ -21,9 +21,11 @@ dependencies = ["edge-runtime"]
 [project.entry-points."edge_runtime.adapters"]
 weather = "edge_weather:Weather"
 broken = "edge_weather.broken:Broken"
+program = "edge_weather.program:Program"
 wrong = "edge_weather:NotAnAdapter"
 half = "edge_weather:Half"
 odd = "edge_weather:Odd"
+odder = "edge_weather:Odder"
 modbus = "edge_weather:Weather"
 [tool.hatch.build.targets.wheel]
 packages = ["edge_weather"]
@@ -71,6 +73,33 @@ class Odd(Weather):
     @classmethod
     def describe(cls, options, points):
         return [] if len(points) == 1 else points[7]
+
+class Odder(Weather):
+    """Nor has this one's; `how` is where."""
+    class Options(adapter.Options):
+        how: str = adapter.Field("", description="Where")
+        @adapter.model_validator(mode="after")
+        def _checked(self):
+            return self if self.how != "options" else {}["x"]
+    class Point(adapter.Point):
+        how: str = adapter.Field("", description="Where")
+        @adapter.model_validator(mode="after")
+        def _checked(self):
+            return self if self.how != "point" else {}["x"]
+        @property
+        def is_text(self):
+            return {}["x"]
+    @classmethod
+    def session(cls, options):
+        if options.how == "session":
+            raise KeyError("x")
+        return None if options.how == "no session" else ("", "")
+    @classmethod
+    def needs(cls, options):
+        return None if options.how == "needs" else {}
+    @classmethod
+    def describe(cls, options, points):
+        return {"describe": None, "rows": [7], "exit": exit}.get(options.how, [])
 '''
 
 
@@ -82,6 +111,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.mkdir()
     (package / "__init__.py").write_text(MODULE)
     (package / "broken.py").write_text("import a_library_that_nobody_has\n")
+    (package / "program.py").write_text("import sys\nsys.exit(7)\n")
     target = tmp_path_factory.mktemp("site")
     wheels.install(wheels.build(project, tmp_path_factory.mktemp("dist")), "--target", target)
     return target
@@ -99,6 +129,7 @@ def test_is_listed_and_the_broken_ones_are_named(installed: Path) -> None:
     assert (listed["weather"]["mode"], listed["weather"]["distribution"]) == ("pushed", "edge-weather 2.5")
     assert "a_library_that_nobody_has" in listed["broken"]["error"]
     assert "edge-weather 2.5" in listed["broken"]["error"]
+    assert "SystemExit at program.py:2" in listed["program"]["error"]
     assert "no subclass of edge_runtime.adapter.Adapter" in listed["wrong"]["error"]
     assert "edge_weather:Half has no close, read" in listed["half"]["error"]
     assert "several distributions" in listed["modbus"]["error"]
@@ -150,3 +181,37 @@ def test_a_bug_of_it_is_told_with_its_place_and_is_no_traceback(installed: Path,
     assert ":4: devices.roof: the adapter odd cannot plan its reads: IndexError at " in done.stderr
     assert "hint: tell its author" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "point", "told"),
+    [
+        ("options", "", ":6: devices.roof.options: the adapter odder cannot check this: KeyError at "),
+        ("", "point", ":7: devices.roof.points[0]: the adapter odder cannot check this: KeyError at "),
+        ("session", "", ":4: devices.roof: the adapter odder cannot tell what one device only may have (`session`): KeyError"),
+        (
+            "no session",
+            "",
+            ":4: devices.roof: the adapter odder cannot tell what one device only may have (`session`): TypeError",
+        ),
+        ("describe", "", ":4: devices.roof: the adapter odder cannot plan its reads: TypeError at "),
+        ("rows", "", ":4: devices.roof: the adapter odder cannot plan its reads: TypeError at "),
+        ("needs", "", ":5: devices.roof.adapter: the adapter odder cannot say what it needs: AttributeError at "),
+    ],
+)
+def test_wherever_it_is_wrong_check_says_where_and_goes_on(
+    installed: Path, tmp_path: Path, options: str, point: str, told: str
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "site: s\ngateway: g\ndevices:\n  roof:\n    adapter: odder\n"
+        f"    options: {{how: {options}}}\n    points: [{{name: a, how: {point}}}]\n"
+        "pipelines:\n  p: {device: roof, window: {count: 2}}\n  q: {device: cellar}\n"
+        f"  r: {{device: {'roof' if options == 'needs' else 'attic'}}}\n".replace("how: }", 'how: ""}')
+    )
+    if options == "needs":
+        file.write_text(file.read_text().replace("  q: {device: cellar}\n", ""))
+    done = _edge_runtime(installed, "check", file, "--plan")
+    assert told in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if options == "needs" else 1)

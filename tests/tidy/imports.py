@@ -45,6 +45,7 @@ LEVELS: dict[str, int] = {
     "unsaid": 1,
     "wording": 1,
     "saying": 2,
+    "foreign": 3,
     "trail": 1,
     "references": 3,
     "adapter": 3,

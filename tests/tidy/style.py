@@ -15,8 +15,13 @@ FUNCTION_LINES_MAX = 60
 CLOCK_MODULES = ("time", "random", "uuid", "secrets")
 CLOCK_CALLS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today", "os.urandom", "os.getrandom")
 CLOCK_PLACES = ("edge_runtime/board/system.py", "edge_runtime/testing/")
-SUPERVISORS = ("edge_runtime/sources/supervisor.py", "edge_runtime/services.py", "edge_runtime/testing/")
-"""The testing kit is one, too: its loop and its node outlive whatever runs in them."""
+SUPERVISORS = (
+    "edge_runtime/sources/supervisor.py",
+    "edge_runtime/services.py",
+    "edge_runtime/foreign.py",
+    "edge_runtime/testing/",
+)
+"""foreign.py asks what is not ours. The testing kit is one, too: its loop and its node outlive whatever runs in them."""
 EMPTY_NAMES = ("manager", "helper", "helpers", "util", "utils", "misc", "common", "stuff")
 GENERIC_PACKAGES = ("packaging", "adapters", "models", "hil", "firmware-profiles", "docs")
 TEXT_BYTES_MAX = 2**20
@@ -66,7 +71,7 @@ def _is_set(node: ast.expr) -> bool:
 
 
 def broad_excepts(tree: Tree) -> Iterator[str]:
-    """Only the two supervisors catch what they do not know. Who tidies up and raises it again does not catch it."""
+    """Only supervisors, and who asks foreign code, catch what they do not know. Who tidies up and raises again does not."""
     for module in tree.modules:
         if _at(module, SUPERVISORS):
             continue

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from steered import Steered
 from test_commands import Person
 from worlds import Site, plc, simulated, until
@@ -114,9 +115,25 @@ def test_a_document_that_comes_while_the_book_cannot_be_written_is_not_lost(tmp_
 
 
 class Picky(Faulty):
+    refuses = "made"
+
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        if context.options.late_s == 7.0:
+        self._asked("made", context.options)
+
+    @classmethod
+    def session(cls, options: Any) -> tuple[str, str]:
+        cls._asked("session", options)
+        return "", ""
+
+    @property
+    def redelivers(self) -> bool:
+        self._asked("redelivers", self.context.options)
+        return False
+
+    @classmethod
+    def _asked(cls, what: str, options: Any) -> None:
+        if cls.refuses == what and options.late_s == 7.0:
             raise ValueError("21.5")
 
 
@@ -131,7 +148,12 @@ def picky(site: Site) -> None:
     site.world = other  # type: ignore[method-assign]
 
 
-def test_an_adapter_that_cannot_be_made_is_told_and_hurts_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refuses", ["made", "session", "redelivers"])
+def test_an_adapter_that_cannot_be_made_is_told_and_hurts_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    monkeypatch.setattr(Picky, "refuses", refuses)
+
     async def scenario(site: Site) -> None:
         picky(site)
         async with Steered(site, **SETTINGS).running() as steered:
@@ -147,7 +169,12 @@ def test_an_adapter_that_cannot_be_made_is_told_and_hurts_nobody(tmp_path: Path)
     simulated(scenario, tmp_path)
 
 
-def test_one_that_cannot_be_made_at_the_start_is_the_only_device_that_does_not_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refuses", ["made", "session", "redelivers"])
+def test_one_that_cannot_be_made_at_the_start_is_the_only_device_that_does_not_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    monkeypatch.setattr(Picky, "refuses", refuses)
+
     async def scenario(site: Site) -> None:
         picky(site)
         wrong = {**SETTINGS["devices"], "other": {**SETTINGS["devices"]["d"], "options": {"late_s": 7.0}}}

@@ -118,3 +118,31 @@ def test_what_is_no_value_is_bad_and_breaks_no_pipeline(point: Point, odd: Any) 
     """It could not be written: the pipeline that got it failed again and again, and with it all that its device said."""
     sample = Decoder([point])(Sample("d", Stamp("b", 0, 0, True), (odd,)))
     assert (sample.values, sample.faults) == ((None,), {"a": f"a {type(odd).__name__} is no value"})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        "text",
+        Sample("d", None, (1.0,)),  # type: ignore[arg-type]
+        Sample("d", "2026-11-22", (1.0,)),  # type: ignore[arg-type]
+        Sample("d", Stamp("b", 1.5, 0, True), (1.0,)),  # type: ignore[arg-type]
+        Sample("d", Stamp("b", 0, 2**63, True), (1.0,)),
+        Sample("d", STAMP, (1.0,), message_id=7),  # type: ignore[arg-type]
+        Sample("d", STAMP, (1.0,), message_id="\ud800"),
+        Sample("d", STAMP, (1.0,), message_id="x" * 3_000_000),
+        Sample("d", STAMP, (None,), {"a": OSError("gone")}),  # type: ignore[dict-item]
+        Sample("d", STAMP, (None,), ["a"]),  # type: ignore[arg-type]
+    ],
+)
+def test_what_no_disk_could_take_is_refused_before_it_gets_there(odd: Any) -> None:
+    """A sample without a stamp ended the whole gateway."""
+    with pytest.raises(WrongShape, match="the adapter returned"):
+        Decoder([Point(name="a")])(odd)
+
+
+def test_a_fault_of_no_point_is_left_out_and_a_long_one_is_cut() -> None:
+    """Thousands of them, or one of megabytes, would fit into no transaction, and come again for ever."""
+    sample = Decoder([Point(name="a")])(Sample("d", STAMP, (1.0,), {"a": "x" * 3_000_000, "zz": "y"}))
+    assert sample.faults == {"a": "x" * TEXT_MAX + "..."}

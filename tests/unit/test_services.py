@@ -94,3 +94,31 @@ def test_what_main_raises_comes_out_and_everybody_else_is_told_to_end() -> None:
     with pytest.raises(ValueError, match="no"):
         services.run_to_the_end(main(), Log())
     assert ended == ["other"]
+
+
+THREAD = """
+import asyncio, sys, threading
+from edge_runtime import services
+from edge_runtime.cli import main
+from keepers import Log
+
+async def hangs():
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+
+def run(words):
+    services.LEFT_S_MAX = 0.05
+    log = Log()
+    services.run_to_the_end(hangs(), log)
+    print(log.lines[0][0])
+    return 0
+
+from edge_runtime import cli
+cli._guarded = run
+sys.exit(main())
+"""
+
+
+def test_a_call_in_a_thread_that_never_returns_does_not_keep_the_process() -> None:
+    """asyncio.to_thread of a blocking library: neither the loop nor Python ends before it does."""
+    done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, timeout=60, env=paths())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "calls_left_behind\n", "")

@@ -313,6 +313,70 @@ def test_an_adapter_that_returns_rubbish_is_isolated() -> None:
     simulate(scenario, seeds=1)
 
 
+class Deaf(Faulty):
+    """Swallows that it is given up: until `deaf_s` is over, then it answers with what it was asked for long ago."""
+
+    deaf_s = 100.0
+
+    async def read(self) -> Sequence[Sample]:
+        until_s, self.deaf_s = asyncio.get_running_loop().time() + self.deaf_s, 0.0
+        while (left_s := until_s - asyncio.get_running_loop().time()) > 0:
+            try:
+                await asyncio.sleep(left_s)
+            except asyncio.CancelledError:
+                continue
+        return await super().read()
+
+
+def test_a_read_that_swallows_its_timeout_is_told_once_and_its_late_value_is_not_taken() -> None:
+    async def scenario() -> None:
+        b = bench(Deaf)
+        other = bench(device="other")
+        task = asyncio.create_task(b.source.run())
+        await other.run_for(50.5)
+        state = b.source.state
+        assert (state.phase, b.samples) == ("unusable", [])
+        assert "does not end" in state.cause
+        assert "CancelledError" in state.hint
+        assert [event for event, _ in b.log.lines] == ["source_unusable"]
+        assert len(other.samples) == 51
+        await asyncio.sleep(100)
+        assert (b.source.state.phase, b.source.state.counters.timeouts) == ("connected", 1)
+        assert b.samples[0].values[0] == 2.0, "the late one was taken"
+        b.source.stop()
+        await task
+
+    simulate(scenario, seeds=1)
+
+
+class Ends(BaseException):
+    """A library's own."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), Ends()])
+@pytest.mark.parametrize("where", ["open", "read", "close"])
+def test_what_would_end_the_gateway_ends_one_call(error: BaseException, where: str) -> None:
+    """sys.exit in an adapter that was a program once ended the process; a library's own BaseException the device, in silence."""
+
+    async def scenario() -> None:
+        b = bench()
+        good, fails = getattr(b.adapter, where), [error]
+
+        async def once() -> object:
+            if fails and (where != "close" or len(b.adapter.times("read")) > 1):
+                raise fails.pop()
+            return await good()
+
+        setattr(b.adapter, where, once)
+        b.adapter.reads.extend([Step.GOOD, Step.LOST] if where == "close" else [])
+        await b.run_for(60)
+        broke = [fields for event, fields in b.log.lines if event == "adapter_broke_its_contract"]
+        assert [type(fields["exc_info"]) for fields in broke] == [type(error)]
+        assert b.samples
+
+    simulate(scenario, seeds=1)
+
+
 # --- isolation -------------------------------------------------------------------------------------------------------
 
 
