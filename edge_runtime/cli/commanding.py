@@ -20,6 +20,7 @@ from edge_runtime.bus import presence, topics
 from edge_runtime.bus.control import Command, CommandReply, Reported
 from edge_runtime.bus.messages import BadMessage
 from edge_runtime.bus.presence import Load
+from edge_runtime.cli.config.seen import birth_of
 from edge_runtime.cli.talking import Talk
 from edge_runtime.control.commands import REPLY
 from edge_runtime.control.reporting import REPORTED
@@ -30,6 +31,8 @@ HEARTBEAT_S_MAX = 15.0
 """The slowest heart of a large site beats twice in that time."""
 TIME_S_MAX, TIME_AGAIN_S = 15.0, 3.0
 """For the gateway's time; and from one question to the next: it may be on its way to another broker."""
+OFFLINE_S_MAX = 2.0
+"""For a sign of life of one that has said goodbye, or whose will has: it may be on its way back."""
 VALID_S = 10.0
 WAIT_S = 60.0
 """For the answer."""
@@ -104,18 +107,22 @@ async def _check_taken(talk: Talk, gateway: str) -> None:
 
 async def _time(asking: Asking) -> tuple[str, int]:
     """Boot and monotonic clock of the gateway when it answered, signed by it. Raises EdgeError."""
-    talk, gateway = asking.talk, asking.gateway
-    if not [message async for message in talk.kept(topics.gateway(talk.site, gateway, "status"))]:
+    talk, gateway, status = asking.talk, asking.gateway, topics.gateway(asking.talk.site, asking.gateway, "status")
+    births = [message.payload async for message in talk.kept(status) if message.topic == status]
+    if not births:
         raise await talk.unknown(gateway)
     command = Command(id=SystemDice().token(), issuer=talk.name, target=gateway, verb="time")
-    for _ in range(int(TIME_S_MAX / TIME_AGAIN_S)):
-        reply = await asking.answer(command, TIME_AGAIN_S)
+    waits_s = [TIME_AGAIN_S] * int(TIME_S_MAX / TIME_AGAIN_S) if _is_online(births[-1]) else [OFFLINE_S_MAX]
+    for wait_s in waits_s:
+        reply = await asking.answer(command, wait_s)
         if reply is None:
             continue
         boot, now_ns = reply.result.get("boot"), reply.result.get("now_ns")
         if reply.outcome != "done" or not isinstance(boot, str) or not isinstance(now_ns, int):
             raise EdgeError(f"{gateway} does not tell its time: {reply.cause or 'its answer is none'}", "update it")
         return boot, now_ns
+    if not _is_online(births[-1]):
+        raise _offline(gateway)
     hint = "is it running (see `edge-runtime mesh`)? does it take commands from you?"
     raise EdgeError(f"{gateway} is silent: it has not told its time within {TIME_S_MAX:g} s{asking.forged}", hint)
 
@@ -123,18 +130,31 @@ async def _time(asking: Asking) -> tuple[str, int]:
 async def _heartbeat(talk: Talk, gateway: str) -> tuple[str, int]:
     """Boot and monotonic clock, of the next one. Raises EdgeError."""
     topic, status = (topics.gateway(talk.site, gateway, kind) for kind in ("load", "status"))
-    known = False
+    births = []
     async for message in talk.kept(topic, status):
         if beat := _beat(message, topic):
             return beat
-        known = known or message.topic == status
-    if not known:
+        births += [message.payload] if message.topic == status else []
+    if not births:
         raise await talk.unknown(gateway)
-    until_s = asyncio.get_running_loop().time() + HEARTBEAT_S_MAX
-    while heard := await talk.hear(until_s):
+    online, began_s = _is_online(births[-1]), asyncio.get_running_loop().time()
+    while heard := await talk.hear(began_s + (HEARTBEAT_S_MAX if online else OFFLINE_S_MAX)):
         if beat := _beat(heard, topic):
             return beat
+        online = _is_online(heard.payload) if heard.topic == status else online
+    if not online:
+        raise _offline(gateway)
     raise EdgeError(f"{gateway} is silent: no heartbeat within {HEARTBEAT_S_MAX:g} s", "is it running? see `edge-runtime mesh`")
+
+
+def _is_online(status: bytes) -> bool:
+    """Nothing that can be read says nothing."""
+    birth = birth_of(status)
+    return birth is None or birth.online
+
+
+def _offline(gateway: str) -> EdgeError:
+    return EdgeError(f"{gateway} is offline: nothing was sent", "type it again when `edge-runtime mesh` shows that it is back")
 
 
 def _beat(message: Message, topic: str) -> tuple[str, int] | None:

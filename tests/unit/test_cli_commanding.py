@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import pytest
 import trusted
 from steered import Steered
 from test_commands import device, settings
@@ -14,10 +15,11 @@ from worlds import Site, simulated, until
 
 from edge_runtime.bus import control as messages
 from edge_runtime.bus import presence, topics
-from edge_runtime.bus.presence import Load
-from edge_runtime.cli.commanding import VALID_S, commanded
+from edge_runtime.bus.presence import Birth, Load
+from edge_runtime.cli.commanding import HEARTBEAT_S_MAX, OFFLINE_S_MAX, VALID_S, commanded
 from edge_runtime.cli.mesh.finding import Plan
 from edge_runtime.cli.talking import Talk
+from edge_runtime.ports import EdgeError
 from edge_runtime.trust import envelope
 
 AHEAD_NS = 500 * 10**9
@@ -65,5 +67,43 @@ def test_a_forged_heartbeat_makes_no_command_hold_longer(tmp_path: Path) -> None
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    simulated(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("belongs", [False, True])
+@pytest.mark.parametrize("back", [False, True])
+def test_one_that_is_offline_is_not_waited_for_as_if_it_were_not(tmp_path: Path, belongs: bool, back: bool) -> None:
+    """It took 15 s to say that it is silent."""
+    plant = trusted.Site(tmp_path / "plant", "s")
+    identity, alice = plant.member("g"), plant.member("alice", "operator")
+    plant.roster(identity, alice)
+
+    async def scenario(site: Site) -> None:
+        loop = asyncio.get_running_loop()
+        async with Steered(site, **settings()).running() as steered:
+            host = await steered._connect("host")
+            status = topics.gateway("s", "ghost", "status")
+            for online in (False, True) if back else (False,):
+                if online:
+                    task = asyncio.create_task(asyncio.sleep(1), name="away")
+                    await task
+                birth = presence.pack(Birth(site="s", gateway="ghost", instance="i", online=online))
+                await host.publish(status, birth, qos=1, retain=not online)
+                if not online:
+                    talk = Talk(Plan("s", (), identity=alice if belongs else None))
+                    talk._connection = await steered._connect("alice")
+                    began_s = loop.time()
+                    asking = asyncio.create_task(commanded(talk, "ghost", "drain", {}), name="asks")
+            with pytest.raises(EdgeError) as caught:
+                await asking
+            took_s = loop.time() - began_s
+            if back and not belongs:
+                assert "ghost is silent" in caught.value.cause
+                assert took_s >= HEARTBEAT_S_MAX
+            else:
+                assert caught.value.cause == "ghost is offline: nothing was sent"
+                assert "edge-runtime mesh" in caught.value.hint
+                assert took_s < 2 * OFFLINE_S_MAX
 
     simulated(scenario, tmp_path)
