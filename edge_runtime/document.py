@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
@@ -26,7 +27,7 @@ SIZE_BYTES_MAX = 2**20
 """Some 18,000 points; reading that takes 3 s, and grows with the size."""
 DEPTH_MAX = 32
 SHOWN_CHARACTERS_MAX = 60
-NEAR = "did you mean"
+NEAR, UNKNOWN, MISSING = "did you mean", "unknown key", "is missing"
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 POINT_NAME = r"^[A-Za-z_][A-Za-z0-9_.-]*$"
@@ -270,10 +271,7 @@ def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[
     """Everything by which the value at `at` (nothing there: an empty mapping) is no `model`, by pydantic's strict JSON rules
     ("5" is no number)."""
     value = document.at(at) if at in document.lines else {}
-
-    def place(item: Any) -> Path:
-        return _place(document, at, item)
-
+    place = partial(_place, document, at)
     errors = unsaid.errors(model, value)
     unknown = {place(item) for item in errors if item["type"] == "extra_forbidden"}
     unknown = {path for path in unknown if path[-1] not in _fields(document, model, at, path[:-1])}
@@ -287,7 +285,10 @@ def validate(document: Document, model: type[BaseModel], at: Path = ()) -> list[
             continue  # it has its items, but wrong ones: that is said of each of them
         of_its_own = item["msg"] if item["type"] == "value_error" else ""
         found.setdefault((path, of_its_own), []).append(_problem(document, model, at, path, item))
-    return [_either(problems) for problems in found.values()]
+    said = [(path, _either(problems)) for (path, _), problems in found.items()]
+    misspelled = [(path, one.hint.split("`")) for path, one in said if one.message == UNKNOWN and one.hint.count("`") == 2]
+    meant = [(*path[:-1], words[1]) for path, words in misspelled]  # and so it is not missing
+    return [one for path, one in said if one.message != MISSING or path not in meant]
 
 
 def _place(document: Document, at: Path, item: Any) -> Path:
@@ -317,9 +318,9 @@ def _problem(document: Document, model: type[BaseModel], at: Path, path: Path, i
     described = about or _owner(document, model, at, path)
     description = (described.description or "") if described else ""
     if kind == "extra_forbidden":
-        return document.problem(path, "unknown key", value=value, hint=closest(str(path[-1]), known, "the keys here are"))
+        return document.problem(path, UNKNOWN, value=value, hint=closest(str(path[-1]), known, "the keys here are"))
     if kind == "missing":
-        return document.problem(path, "is missing", hint=wording.with_example(description, path[-1], about and about.examples))
+        return document.problem(path, MISSING, hint=wording.with_example(description, path[-1], about and about.examples))
     if kind == "string_pattern_mismatch" and (form := _FORMS.get(item["ctx"]["pattern"])):
         return document.problem(path, "is no name", value=value, hint=form)
     if kind in ("literal_error", "enum", "union_tag_invalid") and isinstance(value, str):
@@ -358,8 +359,7 @@ def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     near = difflib.get_close_matches(word.lower(), as_written, n=3, cutoff=0.6)
     if near:
         likeness = [difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in near]
-        near = [as_written[name] for name in near]
-        nearest = [f"`{name}`" for name, like in zip(near, likeness, strict=True) if like == likeness[0]]
+        nearest = [f"`{as_written[name]}`" for name, like in zip(near, likeness, strict=True) if like == likeness[0]]
         return f"{NEAR} {' or '.join(sorted(nearest))}?"
     return f"{otherwise} {', '.join(names) or 'none'}" if otherwise else ""
 

@@ -76,16 +76,16 @@ def test_a_good_one() -> None:
 
 
 MANY = """\
-sites: plant                              #! ~: unknown key; site: is missing
+sites: plant                              #! ~: unknown key
 gateway: gw/1                             #! ~: is no name
 broker: {mode: external, url: plc}        #! ~.url: plc: the scheme is missing
 outbox: {journal_rows_max: 100, drain_s_max: soon}  #! ~.drain_s_max: should be a number
 devices:
   press:
     adapter: meter
-    options: {hots: x, port: 0}           #! ~.hots: unknown key; ~.host: is missing; ~.port: should be greater
+    options: {hots: x, port: 0}           #! ~.hots: unknown key; ~.port: should be greater
     points:
-      - {name: temp, adress: 0, scale: x} #! ~.adress: unknown key; ~.address: is missing; ~.scale: should be a number
+      - {name: temp, adress: 0, scale: x} #! ~.adress: unknown key; ~.scale: should be a number
       - {name: temp, address: -1}         #! ~.name: is the name of another point; ~.address: should be greater
       - {name: 9lives, address: 1}        #! ~.name: is no name
   pump:
@@ -174,7 +174,8 @@ def test_every_problem_at_once() -> None:
             "did you mean `meter`?; see `edge-",
         ),
         ("device: press", "device: pres", 13, "pipelines.hot.device", "no device of this name", "did you mean `press`?"),
-        ("adapter: meter", "adaptor: meter", 5, "devices.press.adapter", "is missing", "Name of the adapter"),
+        ("adapter: meter", "adaptor: meter", 6, "devices.press.adaptor", "unknown key", "did you mean `adapter`?"),
+        ("adapter: meter", "zzz: meter", 5, "devices.press.adapter", "is missing", "Name of the adapter"),
         ("count: 64", "count: 64, length_s: 5", 15, "pipelines.hot.window", "give exactly one of count and length_s", ""),
         (
             "{count: 64, step: 16}",
@@ -751,3 +752,10 @@ def test_no_window_holds_a_text(adapter: str, options: str, text: str, pipeline:
         config.load(whole, Registry())
     [found] = failed.value.problems
     assert (found.path, found.message) == (f"pipelines.p.{path}", message)
+
+
+@pytest.mark.parametrize(("key", "also"), [("adaptor", []), ("zzz", ["devices.press.adapter"])])
+def test_a_key_that_is_only_misspelled_is_one_problem_and_hides_no_other(key: str, also: list[str]) -> None:
+    """That the key is missing was said, too, and its hint spoke of something else."""
+    found = _problems(GOOD.replace("adapter: meter", f"{key}: meter").replace("site: plant\n", ""))
+    assert sorted(found) == sorted([f"devices.press.{key}", "site", *also])
