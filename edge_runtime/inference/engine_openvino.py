@@ -6,6 +6,7 @@ and each step of it is proved. GPU and NPU have not been proved on hardware yet.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Mapping
@@ -30,9 +31,14 @@ pipeline's, and the same one for peers) then wait for each other for ever."""
 class OpenvinoSession(Session):
     """One InferRequest with tensors of our own bound to it: copying into them is 3 to 5 times faster than handing arrays over."""
 
-    def __init__(self, compiled: Any, tensor_type: Any, executed_on: str) -> None:
-        inputs = tuple(_spec(port, f"input{index}") for index, port in enumerate(compiled.inputs))
-        outputs = tuple(_spec(port, f"output{index}") for index, port in enumerate(compiled.outputs))
+    def __init__(self, model: Any, compiled: Any, tensor_type: Any, executed_on: str) -> None:
+        """`model`: as it was read, before it was compiled."""
+        inputs = tuple(
+            _spec(port, f"input{index}", _quantised_input(model.inputs[index])) for index, port in enumerate(compiled.inputs)
+        )
+        outputs = tuple(
+            _spec(port, f"output{index}", _quantised_output(model.outputs[index])) for index, port in enumerate(compiled.outputs)
+        )
         super().__init__(inputs, outputs, executed_on)
         self._request = compiled.create_infer_request()
         self._ins = [(spec.name, np.zeros(spec.shape, spec.dtype)) for spec in self.inputs]
@@ -99,7 +105,7 @@ class OpenvinoEngine:
         except RuntimeError as error:
             hint = "is the file there, complete and unchanged? An IR needs its .bin beside it"
             raise EngineError(f"{artefact}: {_reason(error)}", hint) from error
-        return OpenvinoSession(compiled, library.Tensor, f"openvino:{executed_on}")
+        return OpenvinoSession(model, compiled, library.Tensor, f"openvino:{executed_on}")
 
     def _device(self, core: Any, accelerator: str) -> str:
         kind = accelerator.split(".")[0]
@@ -129,12 +135,58 @@ class OpenvinoEngine:
         return openvino, self._core
 
 
-def _spec(port: Any, unnamed: str) -> TensorSpec:
+Quantisation = tuple[float, int]
+"""scale and zero point; (0.0, 0): not quantised, or not to be seen."""
+UNSEEN: Quantisation = 0.0, 0
+
+
+def _quantised_input(port: Any) -> Quantisation:
+    """OpenVINO reads the quantisation of a .tflite and keeps it as a node behind the tensor: Convert, then FakeQuantize."""
+    for convert in _behind(port, "Convert"):
+        for fake in _behind(convert.output(0), "FakeQuantize"):
+            low, high, real_low, real_high = _limits(fake)
+            return _quantisation(low, high, real_low, real_high)
+    return UNSEEN
+
+
+def _quantised_output(port: Any) -> Quantisation:
+    """Before an output they stand the other way round."""
+    convert = port.get_node().input_value(0).get_node()
+    if convert.get_type_name() != "Convert":
+        return UNSEEN
+    fake = convert.input_value(0).get_node()
+    if fake.get_type_name() != "FakeQuantize":
+        return UNSEEN
+    real_low, real_high, low, high = _limits(fake)
+    return _quantisation(low, high, real_low, real_high)
+
+
+def _behind(port: Any, kind: str) -> list[Any]:
+    nodes = [each.get_node() for each in port.get_target_inputs()]
+    return [node for node in nodes if node.get_type_name() == kind]
+
+
+def _limits(fake: Any) -> list[float]:
+    """Input low and high, output low and high; nan where there is one for each channel."""
+    found = [fake.input_value(number).get_node() for number in range(1, 5)]
+    constants = [node.get_data() if node.get_type_name() == "Constant" else np.zeros(0) for node in found]
+    return [float(values.item()) if values.size == 1 else math.nan for values in constants]
+
+
+def _quantisation(low: float, high: float, real_low: float, real_high: float) -> Quantisation:
+    if not all(map(math.isfinite, (low, high, real_low, real_high))) or high <= low or real_high <= real_low:
+        return UNSEEN
+    scale = (real_high - real_low) / (high - low)
+    return scale, round(low - real_low / scale)
+
+
+def _spec(port: Any, unnamed: str, quantised: Quantisation) -> TensorSpec:
     kind = port.get_element_type()
     if kind.get_type_name() not in ELEMENT_TYPES:
         raise EngineError(f"a tensor has the type {kind.get_type_name()}, which is not supported")
     name = port.get_any_name() if port.get_names() else unnamed
-    return TensorSpec(name, tuple(port.get_shape()), np.dtype(kind.to_dtype()).name)
+    dtype = np.dtype(kind.to_dtype()).name
+    return TensorSpec(name, tuple(port.get_shape()), dtype, *(quantised if dtype.endswith("int8") else UNSEEN))
 
 
 def _reason(error: Exception) -> str:

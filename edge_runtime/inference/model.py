@@ -165,7 +165,9 @@ class Model:
         tried: list[Trial] = []
         for candidate in here:
             try:
-                trial = await self._thread.run(self._attempt_s_max, str(candidate), attempt, self._stored, candidate, self._clock)
+                trial = await self._thread.run(
+                    self._attempt_s_max, str(candidate), attempt, self._stored, candidate, self._clock, self._infer_s_max
+                )
             except Stuck as error:
                 return [*tried, msgspec.structs.replace(untried(candidate), reason=str(error))]
             tried.append(trial)

@@ -140,7 +140,10 @@ def tensor_of(values: NDArray[np.float64]) -> Tensor:
 
 
 def values_of(tensor: Tensor) -> NDArray[np.float64]:
-    """Raises EngineError: windows are float64[rows, points]."""
+    """Raises EngineError: windows are float64[rows, points] of numbers; an int8 artefact would compute something of nan."""
     if tensor.dtype != "float64" or len(tensor.shape) != 2:
         raise EngineError(f"a window is float64[rows, points], not {tensor.dtype}{list(tensor.shape)}", "send raw values")
-    return np.frombuffer(tensor.data, "<f8").reshape(tensor.shape)
+    values = np.frombuffer(tensor.data, "<f8").reshape(tensor.shape)
+    if not np.isfinite(values).all():
+        raise EngineError("a value of the window is nan or infinite", "leave such rows out, or fill them")
+    return values

@@ -15,6 +15,8 @@ from edge_runtime.inference.manifest import Manifest, ReconstructionError
 
 Window = NDArray[np.float64]
 
+BAD_OUTPUT = "a value of the window is not a number, or the model divides by zero, or takes a root or logarithm that there is not"
+
 
 class Processing:
     """Of one session: the buffers are reused, so it is used by the session's thread only."""
@@ -77,5 +79,5 @@ class Processing:
             named = dict(zip(self._names, real.tolist(), strict=True))
         for name, value in named.items():
             if not math.isfinite(value):
-                raise EngineError(f"model {self._model}: output {name} is {value}", "is a value of the window not a number?")
+                raise EngineError(f"model {self._model}: output {name} is {value}", BAD_OUTPUT)
         return named

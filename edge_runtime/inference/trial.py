@@ -23,6 +23,13 @@ TIMING_NS_MAX = 200_000_000
 SCALE_ERROR_MAX = 1e-3
 """Relative; a quantisation scale is written into the manifest in decimal digits."""
 
+WRONG_ANSWER = (
+    "wrong is the scaling of the points in manifest.yaml, the conversion of the file, or the known answers (raw windows)"
+)
+WRONG_DECISION = (
+    "wrong is the threshold in manifest.yaml, the conversion of the file, or the known answer is close to the threshold"
+)
+
 
 class Candidate(msgspec.Struct, frozen=True):
     """One way to compute a model here."""
@@ -97,12 +104,14 @@ def untried(candidate: Candidate) -> Trial:
     )
 
 
-def attempt(stored: Stored, candidate: Candidate, clock: Clock) -> Trial:
+def attempt(stored: Stored, candidate: Candidate, clock: Clock, window_s_max: float) -> Trial:
     """Loads, proves, times and closes it. Never raises EngineError: the reason is in the trial."""
     trial = untried(candidate)
     try:
-        prepared = prepare(stored, candidate)
+        prepared = Prepared(stored, candidate)
         try:
+            _in_time(prepared, stored.known.windows[0], clock, window_s_max)
+            check(prepared, stored.manifest, stored.known)
             times = _time(prepared, stored.known.windows, clock)
         finally:
             prepared.session.close()
@@ -110,6 +119,21 @@ def attempt(stored: Stored, candidate: Candidate, clock: Clock) -> Trial:
         return msgspec.structs.replace(trial, reason=str(error), missing=isinstance(error, EngineMissing))
     p50, p99 = times[len(times) // 2], times[(len(times) * 99) // 100]
     return msgspec.structs.replace(trial, works=True, executed_on=prepared.session.executed_on, p50_ns=p50, p99_ns=p99)
+
+
+def _in_time(prepared: Prepared, window: Window, clock: Clock, window_s_max: float) -> None:
+    """Each of its windows would be given up. Nobody waits for what is tried longer than for the attempt, and then it goes on in a
+    thread that was left behind: so this is asked before all known answers are. Twice: the first one may have more to do."""
+    for _ in range(2):
+        began_ns = clock.mono_ns()
+        prepared.real(window)
+        took_s = (clock.mono_ns() - began_ns) / 1e9
+        if took_s <= window_s_max:
+            return
+    raise EngineError(
+        f"{prepared.artefact.file}: takes {took_s:.1f} s for a window, and after {window_s_max:g} s one is given up",
+        "make the model smaller, or run it on an accelerator",
+    )
 
 
 def check(prepared: Prepared, manifest: Manifest, known: KnownAnswers) -> None:
@@ -124,10 +148,17 @@ def check(prepared: Prepared, manifest: Manifest, known: KnownAnswers) -> None:
         real = prepared.real(window)
         off = float(np.max(np.abs(real - known.outputs[number])))
         if artefact.precision == "fp32" and not off <= allowed:
-            raise EngineError(f"{artefact.file}: known answer {number} is off by {off:.3g}, allowed {allowed:.3g}")
+            raise EngineError(
+                f"{artefact.file}: known answer {number} is off by {off:.3g}, allowed {allowed:.3g}",
+                WRONG_ANSWER
+                if allowed
+                else "all known outputs are one number, and `tolerance` is a part of their range: add windows with others",
+            )
         decision = _decide(manifest, artefact, prepared.run(window))
         if decision != known.decisions[number]:
-            raise EngineError(f"{artefact.file}: known answer {number} is decided {decision}, not {known.decisions[number]}")
+            raise EngineError(
+                f"{artefact.file}: known answer {number} is decided {decision}, not {known.decisions[number]}", WRONG_DECISION
+            )
 
 
 def _decide(manifest: Manifest, artefact: Artefact, outputs: dict[str, float]) -> int:
@@ -157,12 +188,15 @@ def _time(prepared: Prepared, windows: Window, clock: Clock) -> list[int]:
 def _agreed(artefact: Artefact, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, TensorSpec]:
     """The one input and the one output, when they are what the manifest says."""
     if len(inputs) != 1 or len(outputs) != 1:
-        raise EngineError(f"{artefact.file}: has {len(inputs)} inputs and {len(outputs)} outputs, a model here has one of each")
+        raise EngineError(
+            f"{artefact.file}: has {len(inputs)} inputs and {len(outputs)} outputs, a model here has one of each",
+            "export it with one input tensor and one output tensor",
+        )
     return _same(artefact.file, "input", artefact.input, inputs[0]), _same(artefact.file, "output", artefact.output, outputs[0])
 
 
 def _same(file: str, side: str, wanted: Tensor, got: TensorSpec) -> TensorSpec:
-    """What the engine found, with the quantisation that the manifest declares: OpenVINO does not tell the one of a .tflite."""
+    """What the engine found, with the quantisation that the manifest declares: an engine does not see that of every file."""
     if wanted.shape != got.shape or wanted.dtype != got.dtype:
         raise EngineError(
             f"{file}: its {side} is {got.dtype}{list(got.shape)}, the manifest says {wanted.dtype}{list(wanted.shape)}",

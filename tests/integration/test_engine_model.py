@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import hashlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -224,6 +227,59 @@ def test_a_model_that_computes_something_else_fails_its_known_answers(folder: Pa
         edit(folder, lambda data: data["input"]["points"][0].update(mean=0.0))
         with pytest.raises(EngineError, match="known answer 0 is off by"):
             await opened("tflite", reference=str(folder))
+
+    run(test)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("change", [{"scale": 0.03}, {"zero_point": 20}])
+def test_a_quantisation_that_is_not_the_files_is_refused_by_every_engine(folder: Path, side: str, change: dict[str, Any]) -> None:
+    """Its decisions may be right all the same: OpenVINO took it, after TFLite had found the mistake."""
+
+    def wrong(data: dict[str, Any]) -> None:
+        data["artefacts"] = [artefact for artefact in data["artefacts"] if artefact["file"] == "int8.tflite"]
+        data["artefacts"][0][side].update(change)
+
+    async def test() -> None:
+        edit(folder, wrong)
+        with pytest.raises(EngineError, match="nothing computes it here") as caught:
+            await opened(reference=str(folder))
+        for engine in ("tflite", "openvino"):
+            assert f"int8.tflite by {engine} on cpu: int8.tflite: its {side} is quantised with" in caught.value.cause
+
+    run(test)
+
+
+def test_a_single_known_answer_that_is_off_says_why_nothing_is_allowed(folder: Path) -> None:
+    known = dict(np.load(folder / "known-answers.npz"))
+    one = {"windows": known["windows"][:1], "outputs": np.ones_like(known["outputs"][:1]), "decisions": known["decisions"][:1]}
+    np.savez(folder / "known-answers.npz", **one)
+    digest = hashlib.sha256((folder / "known-answers.npz").read_bytes()).hexdigest()
+
+    async def test() -> None:
+        edit(folder, lambda data: data["known_answers"].update(sha256=digest))
+        edit(folder, lambda data: data.update(artefacts=data["artefacts"][:1]))
+        with pytest.raises(EngineError, match="allowed 0") as caught:
+            await opened("tflite", reference=str(folder))
+        assert "all known outputs are one number" in caught.value.cause
+
+    run(test)
+
+
+def test_a_model_that_is_too_slow_is_refused_with_its_time(folder: Path) -> None:
+    """Before its known answers are tried: it would be given up in the midst of them, and go on in a thread, as the next try."""
+
+    async def test() -> None:
+        clock, asked = SystemClock(), itertools.count(1)
+        clock.mono_ns = lambda: next(asked) * 3_000_000_000
+        only, worker = [TfliteEngine()], functools.partial(ThreadWorker, THREADS)
+        edit(folder, lambda data: data.update(artefacts=data["artefacts"][:1]))
+        with pytest.raises(EngineError, match=r"fp32\.tflite: takes 3\.0 s for a window, and after 2 s one is given up"):
+            await open_model(str(folder), [], "auto", "cpu", worker, clock, available=only)
+        assert next(asked) == 5, "two windows"
+        model = await open_model(str(folder), [], "auto", "cpu", worker, clock, available=only, infer_s_max=4)
+        assert not model.inline
+        model.close()
 
     run(test)
 

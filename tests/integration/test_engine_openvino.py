@@ -15,6 +15,7 @@ import pytest
 from edge_runtime.inference import store
 from edge_runtime.inference.engine import EngineError
 from edge_runtime.inference.engine_openvino import OpenvinoEngine
+from edge_runtime.inference.engine_tflite import TfliteEngine
 from edge_runtime.testing.engine_suite import EngineSuite
 
 
@@ -30,6 +31,16 @@ class TestOpenvino(EngineSuite):
         path = store.find("shuttle-anomaly", []) / "fp32.xml"
         with pytest.raises(EngineError, match="knows no accelerator"):
             self.engine.load(path, name)
+
+    def test_the_quantisation_of_a_file_is_seen_as_its_own_engine_sees_it(self) -> None:
+        path = store.find("shuttle-anomaly", []) / "int8.tflite"
+        session, known = self.engine.load(path, "cpu"), TfliteEngine().load(path, "cpu")
+        for here, there in ((session.inputs[0], known.inputs[0]), (session.outputs[0], known.outputs[0])):
+            assert there.scale > 0
+            assert abs(here.scale - there.scale) < 1e-6 * there.scale
+            assert here.zero_point == there.zero_point != 0
+        session.close()
+        known.close()
 
     def test_an_ir_without_its_weights_is_refused(self, tmp_path: Path) -> None:
         shutil.copy(store.find("shuttle-anomaly", []) / "fp32.xml", tmp_path)

@@ -63,6 +63,13 @@ def test_another_shape_or_type_is_told(tensor: Tensor) -> None:
         values_of(tensor)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_told(value: float) -> None:
+    """`mesh submit` sends what stands in a file; an int8 artefact would compute something of it."""
+    with pytest.raises(EngineError, match="nan or infinite"):
+        values_of(tensor_of(np.array([[1.0, value]])))
+
+
 def test_a_window_travels_as_it_is() -> None:
     values = np.arange(12.0).reshape(3, 4)[:, ::2]  # not contiguous
     tensor = tensor_of(values)
