@@ -3,7 +3,7 @@ torn tail of the WAL, and pages that rot.
 
     disk = FaultyDisk(rng, fence)            # one a life; the files outlive it
     disk.trouble = sqlite3.SQLITE_FULL       # until it is None again
-    disk.errors = 0.01                       # chance that a statement fails, once
+    disk.errors = 0.01                       # chance that a statement fails, once (a COMMIT: before it is on the disk, or after)
     disk.crash_at = 120                      # the node falls in the middle of its 120th statement
 
 What was committed (WAL, synchronous=FULL) survives a crash: that SQLite keeps that promise is shown with a real kill -9
@@ -83,6 +83,11 @@ class FaultyDisk:
             raise Crashed(self._fence.node)
         self._strike(sql)
 
+    def after(self, sql: str) -> None:
+        """A COMMIT may fail, and have reached the disk all the same: its sync failed."""
+        if sql == "COMMIT":
+            self._strike(sql)
+
     def _strike(self, sql: str) -> None:
         if not sql.startswith(WRITES):
             return
@@ -122,6 +127,7 @@ class _FaultyDatabase:
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Iterable[Any]:
         self._disk.before(sql)
         rows: Iterable[Any] = self.real.execute(sql, parameters)
+        self._disk.after(sql)
         return rows
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Any:

@@ -10,13 +10,13 @@ again. When all is healed and drained, `check` compares what was acknowledged to
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import sqlite3
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from edge_runtime import config
 from edge_runtime.config import AnySink, Config
 from edge_runtime.gateway import Gateway
 from edge_runtime.pipeline.windowing import Window, Windowing
-from edge_runtime.records import Gap, Lane, Record, Result, Sample
+from edge_runtime.records import Event, Gap, Lane, Record, Result, Sample
 from edge_runtime.testing.adapter import Faulty, NoBus
 from edge_runtime.testing.disk import FaultyDisk
 from edge_runtime.testing.fence import Fence
@@ -61,6 +61,7 @@ WINDOWS: tuple[dict[str, Any], ...] = (
 """One is drawn from the seed."""
 
 MODELLED: dict[str, Any] = {"count": 2, "step": 1, "bad": "skip"}
+RULE: dict[str, Any] = {"name": "high", "output": "b.mean", "above": 3.1, "hysteresis": 0.1}
 POISON = 50
 """The model cannot compute a window that begins with a multiple of it."""
 
@@ -280,7 +281,7 @@ def settings(rng: random.Random) -> Config:
                 "windows": {
                     "device": "box",
                     "window": window,
-                    "rules": [{"name": "high", "output": "b.mean", "above": 3.1, "hysteresis": 0.1}],
+                    "rules": [RULE],
                 },
                 "modelled": {"device": "box", "window": MODELLED, "model": "m"},
                 "raw": {"device": "box"},
@@ -309,8 +310,22 @@ def check(simulation: Simulation, receiver: FakeReceiver) -> None:
         found = Counter(_shown(result) for result in results if result.pipeline == name)
         wanted = Counter(_wanted(window, name) for window in _windows(simulation.settings.pipelines[name], forwarded))
         _require(found == wanted, f"windows of {name}: {_difference(found, wanted)}")
-    raised = [msgspec.json.decode(record.body)["raised"] for record in kept if record.lane is Lane.EVENT]
-    _require(all(a != b for a, b in itertools.pairwise(raised)), f"an event was raised or cleared twice: {raised}")
+    events = [msgspec.json.decode(record.body, type=Event) for record in kept if record.lane is Lane.EVENT]
+    told = [(event.raised, event.at.mono_ns, event.value) for event in events]
+    due = _events(result for result in results if result.pipeline == "windows")
+    _require(told == due, f"events: {_difference(Counter(told), Counter(due))}")
+
+
+def _events(results: Iterable[Result]) -> list[tuple[bool, int, float]]:
+    """What the rule makes of the results, in their order."""
+    found: list[tuple[bool, int, float]] = []
+    raised = False
+    for result in results:
+        value = result.outputs[RULE["output"]]
+        if value <= RULE["above"] - RULE["hysteresis"] if raised else value > RULE["above"]:
+            raised = not raised
+            found.append((raised, result.last.mono_ns, value))
+    return found
 
 
 Shown = tuple[str, int, int, int, int, float | None]
