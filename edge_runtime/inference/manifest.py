@@ -157,7 +157,7 @@ class Artefact(File):
 class Manifest(Section):
     """A model."""
 
-    name: Name = Field(description="The folder's name")
+    name: Name = Field(description="Peers know it by this and its version; give it the folder's name, too")
     version: str = Field(min_length=1, description="Of the model, for people")
     licence: str = Field(min_length=1, description="Of the model and its data (SPDX where there is one)")
     description: str = Field(min_length=1, description="One sentence: what it finds")

@@ -136,6 +136,9 @@ class Model:
         if self._closed:
             raise EngineError(f"model {self.name} is closed")
         if self._prepared is None:
+            # A window hung, perhaps long after the files were read. What lies there now may be a copy that is not complete.
+            stored = self._stored
+            await self._thread.run(self._attempt_s_max, "reading the model", store.verify_all, stored.folder, stored.manifest)
             await self.prepare()
         prepared = self._prepared
         assert prepared is not None

@@ -73,11 +73,7 @@ def find(reference: str, folders: Sequence[Path]) -> Path:
 def load(folder: Path) -> Stored:
     """Reads and checks everything. Raises EngineError: manifest wrong, file missing, other sha256, known answers unusable."""
     manifest = read_manifest(folder)
-    for artefact in manifest.artefacts:
-        verify(folder, artefact)
-        if artefact.weights is not None:
-            verify(folder, artefact.weights)
-    verify(folder, manifest.known_answers)
+    verify_all(folder, manifest)
     return Stored(folder, manifest, _known_answers(folder / manifest.known_answers.file, manifest))
 
 
@@ -90,6 +86,15 @@ def read_manifest(folder: Path) -> Manifest:
     except UnicodeDecodeError as error:
         raise EngineError(f"{file}: is no text: {error.reason}", "write it in UTF-8") from error
     return parse(text, str(file))
+
+
+def verify_all(folder: Path, manifest: Manifest) -> None:
+    """Raises EngineError at the first file that is not the one that the manifest names."""
+    for artefact in manifest.artefacts:
+        verify(folder, artefact)
+        if artefact.weights is not None:
+            verify(folder, artefact.weights)
+    verify(folder, manifest.known_answers)
 
 
 def verify(folder: Path, wanted: File) -> None:

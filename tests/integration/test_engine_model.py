@@ -386,6 +386,28 @@ def test_an_accelerator_that_hung_once_is_used_again_when_it_is_well(
     run(test)
 
 
+def test_a_file_that_was_replaced_meanwhile_is_not_loaded_after_a_window_hung(
+    known: KnownAnswers, folder: Path, make_faulty: Callable[..., FaultyEngine]
+) -> None:
+    """tflite-runtime ends the process with a segmentation fault where a file was cut off."""
+
+    async def test() -> None:
+        faulty = make_faulty("npu")
+        model = await opened(
+            accelerator="npu", reference=str(folder), available=[faulty, TfliteEngine()], infer_s_max=1.0, attempt_s_max=2.0
+        )
+        faulty.faults["npu"].stuck = True
+        with pytest.raises(Stuck):
+            await model.infer(known.windows[0])
+        with (folder / "fp32.tflite").open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(EngineError, match=r"fp32\.tflite: is not the file that manifest\.yaml names"):
+            await model.infer(known.windows[0])
+        model.close()
+
+    run(test)
+
+
 def test_an_error_of_the_engine_is_told_and_the_session_stays(
     known: KnownAnswers, make_faulty: Callable[..., FaultyEngine]
 ) -> None:
