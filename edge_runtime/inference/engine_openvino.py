@@ -102,7 +102,7 @@ class OpenvinoEngine:
                     raise EngineError(f"{artefact}: a tensor has no static shape", "convert it with fixed shapes")
             compiled = core.compile_model(model, device, settings)
             executed_on = ",".join(compiled.get_property("EXECUTION_DEVICES"))
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the latter: a name in the file, and so in the error, is no text
             hint = "is the file there, complete and unchanged? An IR needs its .bin beside it"
             raise EngineError(f"{artefact}: {_reason(error)}", hint) from error
         return OpenvinoSession(model, compiled, library.Tensor, f"openvino:{executed_on}")

@@ -42,6 +42,15 @@ class TestOpenvino(EngineSuite):
         session.close()
         known.close()
 
+    def test_a_file_whose_names_are_no_text_is_refused(self, tmp_path: Path) -> None:
+        """OpenVINO tells the name in its error, which cannot be made a text then."""
+        content = (store.find("shuttle-anomaly", []) / "fp32.onnx").read_bytes()
+        assert b"scaled" in content
+        (tmp_path / "odd.onnx").write_bytes(content.replace(b"scaled", b"\xff\xfealed", 1))
+        with pytest.raises(EngineError, match=r"odd\.onnx") as caught:
+            self.engine.load(tmp_path / "odd.onnx", "cpu")
+        assert "complete and unchanged" in caught.value.hint
+
     def test_an_ir_without_its_weights_is_refused(self, tmp_path: Path) -> None:
         shutil.copy(store.find("shuttle-anomaly", []) / "fp32.xml", tmp_path)
         with pytest.raises(EngineError, match=r"fp32\.xml") as caught:
