@@ -273,13 +273,18 @@ def test_a_purge_stays_under_the_cap(cap: int, size: int, tmp_path: Path) -> Non
 
 
 def test_what_was_delivered_and_not_yet_deleted_is_not_declared_lost(tmp_path: Path) -> None:
+    """The transaction that writes what was acknowledged needs room as well: it evicts first, and deletes what was delivered then."""
+
     async def scenario() -> None:
         async with opened(tmp_path / "outbox.db", size_bytes_max=MIB) as store:
-            await fill(store, Lane.RESULT, 100)
-            store.acknowledge("cloud", Lane.RESULT, ((1, 90),))
             await fill(store, Lane.RESULT, 400)
-            declared = gaps_of(await everything(store, Lane.GAP))
-            assert intervals.normalise((gap.first, gap.last) for gap in declared)[0][0] == 91
+            oldest = (await everything(store, Lane.RESULT))[0].seq
+            store.acknowledge("cloud", Lane.RESULT, ((1, oldest + 9),))
+            await store.commit([draft(n, size=1_000) for n in range(100)])
+            declared = intervals.normalise((gap.first, gap.last) for gap in gaps_of(await everything(store, Lane.GAP)))
+            assert (await everything(store, Lane.RESULT))[0].seq > oldest + 10, "more was evicted than had been delivered"
+            assert not intervals.intersection(declared, ((oldest, oldest + 9),))
+            assert intervals.intersection(declared, ((oldest + 10, oldest + 10),))
 
     asyncio.run(scenario())
 
