@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from edge_runtime.document import NAME, DocumentError, read, validate
+from edge_runtime.document import NAME, Document, DocumentError, Problem, read, validate
 from edge_runtime.inference.engine import EngineError
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -168,16 +169,6 @@ class Manifest(Section):
     known_answers: File = Field(description="npz: windows [n, rows, points], outputs [n, values], decisions [n]")
     artefacts: tuple[Artefact, ...] = Field(min_length=1, description="The files that compute it")
 
-    @model_validator(mode="after")
-    def _sizes(self) -> Manifest:
-        values = self.input.rows * len(self.input.points)
-        for artefact in self.artefacts:
-            for side, tensor, wanted in (("input", artefact.input, values), ("output", artefact.output, self.output_values)):
-                size = math.prod(tensor.shape)
-                if size != wanted:
-                    raise ValueError(f"{artefact.file}: {side} shape {list(tensor.shape)} has {size} values, wanted {wanted}")
-        return self
-
     @property
     def rows(self) -> int:
         """Samples in a window."""
@@ -221,6 +212,24 @@ def parse(text: str, file: str) -> Manifest:
     except DocumentError as error:
         raise EngineError(error.cause) from error
     problems = validate(document, Manifest)
+    if not problems:
+        manifest = Manifest.model_validate(document.value)
+        problems = list(_sizes(document, manifest))
     if problems:
         raise EngineError("\n".join(map(str, problems)), "docs/guide-data-scientist.md shows the keys")
-    return Manifest.model_validate(document.value)
+    return manifest
+
+
+def _sizes(document: Document, manifest: Manifest) -> Iterator[Problem]:
+    """Tensors that do not hold a window, or not what comes of one."""
+    values = manifest.rows * len(manifest.points)
+    window = f"input.rows x input.points is {manifest.rows} x {len(manifest.points)}"
+    rebuilt = isinstance(manifest.postprocess, ReconstructionError)
+    outputs = window if rebuilt else f"postprocess.outputs names {manifest.output_values}"
+    for number, artefact in enumerate(manifest.artefacts):
+        sides = (("input", artefact.input, values, window), ("output", artefact.output, manifest.output_values, outputs))
+        for side, tensor, wanted, hint in sides:
+            size = math.prod(tensor.shape)
+            if size != wanted:
+                message = f"{artefact.file}: {side} shape {list(tensor.shape)} has {size} values, wanted {wanted}"
+                yield document.problem(("artefacts", number, side, "shape"), message, hint=hint)

@@ -273,7 +273,7 @@ def test_a_purge_stays_under_the_cap(cap: int, size: int, tmp_path: Path) -> Non
 
 
 def test_what_was_delivered_and_not_yet_deleted_is_not_declared_lost(tmp_path: Path) -> None:
-    """The transaction that writes what was acknowledged needs room as well: it evicts first, and deletes what was delivered then."""
+    """The transaction that writes what was acknowledged needs room as well: it evicts first, and deletes what was delivered."""
 
     async def scenario() -> None:
         async with opened(tmp_path / "outbox.db", size_bytes_max=MIB) as store:

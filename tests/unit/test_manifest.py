@@ -82,8 +82,16 @@ def test_a_good_one_is_taken_with_its_defaults() -> None:
         ("artefacts.0.file", "../press.tflite", ["artefacts[0].file: ", "../press.tflite"]),
         ("artefacts.0.file", "press.h5", ["artefacts[0].file: ", "press.h5"]),
         ("artefacts.0.input.shape", [-1, 4, 3], ["artefacts[0].input.shape[0]: ", "it is -1"]),
-        ("artefacts.0.input.shape", [1, 9], ["press.tflite: input shape [1, 9] has 9 values, wanted 12"]),
-        ("artefacts.0.output.shape", [1, 2], ["press.tflite: output shape [1, 2] has 2 values, wanted 12"]),
+        (
+            "artefacts.0.input.shape",
+            [1, 9],
+            ["[0].input.shape: press.tflite: input shape [1, 9] has 9 values, wanted 12", "4 x 3"],
+        ),
+        (
+            "artefacts.0.output.shape",
+            [1, 2],
+            ["[0].output.shape: press.tflite: output shape [1, 2] has 2 values, wanted 12"],
+        ),
         ("artefacts.0.output.dtype", "int8", ["dtype int8: needs scale"]),
         ("artefacts.0.output.scale", 0.5, ["dtype float32: has no scale"]),
         ("artefacts.0.weights", {"file": "press.bin", "sha256": SHA}, ["an IR (.xml) needs `weights`"]),
