@@ -40,6 +40,8 @@ REOPEN_S_MAX = 5.0
 INLINE_NS_MAX = 1_000_000
 """p99 of a window on a CPU, below which it runs on the event loop."""
 
+UNBELIEVED = "decides as it should, but is not taken where fp32 is so wrong"
+
 
 class Stuck(EngineError):
     """A call on a worker did not come back in time; the worker was replaced."""
@@ -189,7 +191,7 @@ class Model:
     def _nothing_works(self, trials: Sequence[Trial]) -> EngineError:
         if not trials:
             return no_artefact(self._stored.manifest, self._engines)
-        reasons = list(dict.fromkeys(f"{t.file} by {t.engine} on {t.accelerator}: {t.reason}" for t in trials))
+        reasons = list(dict.fromkeys(f"{t.file} by {t.engine} on {t.accelerator}: {t.reason or UNBELIEVED}" for t in trials))
         if all(trial.missing for trial in trials):
             hints = list(dict.fromkeys(trial.reason for trial in trials))
             # One that is here and cannot work (tflite-runtime beside numpy 2) needs something else than to be installed.

@@ -250,6 +250,22 @@ def test_a_quantisation_that_is_not_the_files_is_refused_by_every_engine(folder:
     run(test)
 
 
+def test_a_wrong_scaling_that_int8_decides_rightly_with_is_refused_all_the_same(folder: Path) -> None:
+    """It ran int8 with every score wrong, and said that the model was loaded."""
+
+    def wrong(data: dict[str, Any]) -> None:
+        data["input"]["points"][1]["mean"] += 1.0
+
+    async def test() -> None:
+        edit(folder, wrong)
+        with pytest.raises(EngineError, match="nothing computes it here") as caught:
+            await opened(reference=str(folder))
+        assert "fp32.tflite: known answer 0 is off by" in caught.value.cause
+        assert "int8.tflite by tflite on cpu: decides as it should, but is not taken" in caught.value.cause
+
+    run(test)
+
+
 def test_a_single_known_answer_that_is_off_says_why_nothing_is_allowed(folder: Path) -> None:
     known = dict(np.load(folder / "known-answers.npz"))
     one = {"windows": known["windows"][:1], "outputs": np.ones_like(known["outputs"][:1]), "decisions": known["decisions"][:1]}

@@ -16,6 +16,10 @@ def trial(name: str, precision: str, p50_ns: int, works: bool = True) -> Trial:
     return Trial(engine=name, accelerator="cpu", file="f", precision=precision, works=works, p50_ns=p50_ns, p99_ns=p50_ns)
 
 
+def grossly_wrong(accelerator: str) -> Trial:
+    return Trial(engine="b", accelerator=accelerator, file="f", precision="fp32", works=False, mistaken=True)
+
+
 @pytest.mark.parametrize(
     ("accelerator", "wanted"),
     [
@@ -56,6 +60,14 @@ def test_an_unknown_accelerator_is_refused(accelerator: str) -> None:
 def test_the_fastest_wins_and_fp32_unless_others_are_half_as_fast_again(trials: list[Trial], wanted: str | None) -> None:
     best = fastest(trials)
     assert (best.engine if best else None) == wanted
+
+
+def test_what_is_proved_by_its_decisions_only_is_not_taken_where_fp32_is_grossly_wrong() -> None:
+    int8 = trial("a", "int8", 10)
+    assert fastest([int8, grossly_wrong("cpu")]) is None
+    assert fastest([int8, grossly_wrong("cpu"), trial("c", "fp32", 20)]) is int8, "another fp32 file gives the known answers"
+    assert fastest([int8, trial("b", "fp32", 0, works=False)]) is int8, "it could not be loaded, or was off by a little"
+    assert fastest([int8, grossly_wrong("npu")]) is int8, "it may compute in half precision"
 
 
 def test_candidates_are_what_an_engine_can_load_where_it_can_run() -> None:
