@@ -21,7 +21,7 @@ import yaml
 
 from edge_runtime.board.system import SystemClock, ThreadWorker
 from edge_runtime.inference import store
-from edge_runtime.inference.engine import Engine, EngineError, EngineMissing
+from edge_runtime.inference.engine import Engine, EngineError, EngineMissing, Session
 from edge_runtime.inference.engine_openvino import OpenvinoEngine
 from edge_runtime.inference.engine_tflite import TfliteEngine
 from edge_runtime.inference.model import Model, Stuck, open_model
@@ -129,18 +129,46 @@ def test_auto_tries_every_artefact_with_every_engine_and_keeps_the_times() -> No
     run(test)
 
 
-def test_each_artefact_brings_its_own_threshold(folder: Path) -> None:
+@pytest.mark.parametrize(("file", "other"), [("fp32.tflite", "int8.xml"), ("int8.tflite", "fp32.xml")])
+def test_each_artefact_brings_its_own_threshold(folder: Path, file: str, other: str) -> None:
+    """The first in the manifest is one that the engine cannot load."""
+
+    def two(data: dict[str, Any]) -> None:
+        named = {artefact["file"]: artefact for artefact in data["artefacts"]}
+        data["artefacts"] = [named[other], named[file]]
+
     async def test() -> None:
-        for keep in ("fp32.tflite", "int8.tflite"):
-            shutil.copytree(store.find(NAME, []), folder, dirs_exist_ok=True)
-            edit(folder, lambda data, keep=keep: data.update(artefacts=[a for a in data["artefacts"] if a["file"] == keep]))
-            manifest = store.read_manifest(folder)
-            model = await opened("tflite", reference=str(folder))
-            assert (model.file, model.threshold) == (keep, manifest.artefacts[0].threshold)
-            assert model.artefact == manifest.artefacts[0].sha256
-            window = store.load(folder).known.windows[0]
-            assert (await model.infer(window)).threshold == model.threshold
-            model.close()
+        edit(folder, two)
+        first, artefact = store.read_manifest(folder).artefacts
+        model = await opened("tflite", reference=str(folder))
+        assert (model.file, model.threshold, model.artefact) == (file, artefact.threshold, artefact.sha256)
+        assert model.threshold != first.threshold
+        window = store.load(folder).known.windows[0]
+        assert (await model.infer(window)).threshold == model.threshold
+        model.close()
+
+    run(test)
+
+
+def test_what_is_taken_is_proved_as_it_runs_and_not_only_when_it_was_tried(
+    folder: Path, make_faulty: Callable[..., FaultyEngine]
+) -> None:
+    """It is loaded once more then."""
+
+    async def test() -> None:
+        faulty = make_faulty("npu")
+        load = faulty.load
+
+        def worse(artefact: Path, accelerator: str, threads: int = 1) -> Session:
+            session = load(artefact, accelerator, threads)
+            faulty.faults["npu"].off = 100.0 * (faulty.loads - 1)
+            return session
+
+        faulty.load = worse  # type: ignore[method-assign]
+        edit(folder, lambda data: data.update(artefacts=data["artefacts"][:1]))
+        with pytest.raises(EngineError, match="known answer 0 is off by 100"):
+            await opened(accelerator="npu", reference=str(folder), available=[faulty])
+        assert faulty.loads == 2
 
     run(test)
 
