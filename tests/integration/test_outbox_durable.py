@@ -210,6 +210,19 @@ def test_a_position_goes_with_its_records(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_pipeline_that_goes_to_another_device_has_both_positions_in_one_transaction(tmp_path: Path) -> None:
+    """On trial: after a revert it goes on with the former one, and must not do again what stands in the same transaction."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path / "outbox.db") as store:
+            await store.know(SINKS, [("p", "plc"), ("p", "other")])
+            both = Position("p", "plc", 3, b"old"), Position("p", "other", 5, b"new")
+            await asyncio.gather(*(store.commit([draft(each.device)], each) for each in both))
+            assert [await store.position("p", each.device) for each in both] == [*both]
+
+    asyncio.run(scenario())
+
+
 def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(tmp_path: Path) -> None:
     """As when the sync fails and the log, read again, has the transaction nevertheless."""
 
