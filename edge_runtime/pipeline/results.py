@@ -35,9 +35,10 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def window_name(window: Window) -> str:
-    """What no other window of the pipeline shares: its first and last instant; where it is journaled, its rows; where it is by
-    time, its place."""
-    name = f"{window.first.boot}:{window.first.mono_ns}-{window.last.mono_ns}:{window.first_row}-{window.last_row}"
+    """What no other window of the pipeline shares: its first and last instant; where it is journaled, its rows, else its number;
+    where it is by time, its place."""
+    rows = f"{window.first_row}-{window.last_row}" if window.first_row else f"#{window.number}"
+    name = f"{window.first.boot}:{window.first.mono_ns}-{window.last.mono_ns}:{rows}"
     return f"{name}@{window.start_ns}" if window.start_ns else name
 
 

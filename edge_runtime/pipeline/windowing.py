@@ -37,7 +37,8 @@ Numbers = Sequence[Any]
 class Window(msgspec.Struct, frozen=True):
     """What a model eats: `values` is float64 [rows, points], not to be changed: windows share it. `first_row`, `last_row` are
     journal rows (0: not journaled); `filled` counts the values that stand in for bad ones; `start_ns` is the place on the grid of
-    a window by time (two places can hold the same samples)."""
+    a window by time (two places can hold the same samples); `number` counts those that are not journaled (what came at once may
+    have one instant: windows of it differ in nothing else)."""
 
     values: NDArray[np.float64]
     first: Stamp
@@ -47,6 +48,7 @@ class Window(msgspec.Struct, frozen=True):
     last_row: int
     filled: int = 0
     start_ns: int = 0
+    number: int = 0
 
 
 class State(msgspec.Struct, frozen=True):
@@ -85,6 +87,7 @@ class Windowing:
         self._held: Numbers | None = state.held
         self._start_ns = state.start_ns
         self._skipped_on = 0
+        self._made = 0
 
     @property
     def needed_row(self) -> int:
@@ -164,7 +167,8 @@ class Windowing:
     def _cut(self, count: int) -> Window | None:
         if count == 0:
             return None
-        window = self._rows.window(count, self._start_ns or 0)
+        self._made += 1
+        window = self._rows.window(count, self._start_ns or 0, self._made)
         if window.filled > self._spec.filled_max:
             self.discarded["filled"] += 1
             return None
@@ -257,14 +261,15 @@ class _Rows:
                 high = middle
         return low
 
-    def window(self, count: int, start_ns: int) -> Window:
+    def window(self, count: int, start_ns: int, number: int) -> Window:
         first, last = self._sample(0), self._sample(count - 1)
         # One copy for all the windows that one sample completes: after a silence thousands of them overlap, and a copy each
         # would be more than the memory holds.
         since, rows = self._copied = self._copied or (self._head, self._values[self._head : self._head + self.used].copy())
         values = rows[self._head - since : self._head - since + count]
         filled = sum(self._filled[self._head : self._head + count])
-        return Window(values, first.stamp, last.stamp, count, first.row, last.row, filled, start_ns)
+        number = 0 if first.row else number
+        return Window(values, first.stamp, last.stamp, count, first.row, last.row, filled, start_ns, number)
 
     def _sample(self, at: int) -> Sample:
         sample = self._samples[self._head + at]

@@ -15,7 +15,7 @@ from edge_runtime.gateway import Gateway
 from edge_runtime.outbox.store import Store
 from edge_runtime.pipeline.pipeline import COMMIT_BYTES, Pipeline
 from edge_runtime.pipeline.results import content_id
-from edge_runtime.records import Draft, Lane
+from edge_runtime.records import Draft, Lane, Sample
 
 COUNT_1 = {"count": 1}
 
@@ -175,6 +175,22 @@ def test_a_polled_queue_drops_the_oldest_counts_and_says_so_once(tmp_path: Path)
         assert made == [made[0] + 22 * n for n in range(len(made))]
         assert len(site.bodies(Lane.SAMPLE, "raw")) >= dropped + 20, "the other one went on"
         assert len(site.events("samples_dropped")) == 1
+
+    simulated(scenario, tmp_path)
+
+
+def test_samples_of_one_instant_make_windows_of_their_own(tmp_path: Path) -> None:
+    """A source that hands on what has piled up stamps all of it with one instant: 39 of 40 results were taken for duplicates."""
+
+    async def scenario(site: Site) -> None:
+        settings = two_pipelines(plc("a", "b"))
+        settings["pipelines"]["p"] |= {"window": {"count": 1}}
+        async with site.running(**settings) as gateway:
+            await until(lambda: gateway.pipelines["p"].ready)
+            stamp = site.clock.now()
+            gateway.pipelines["p"].offer([Sample("box", stamp, (float(n), -1.0)) for n in range(40)])
+            await until(lambda: {n - 10.0 for n in range(40)} <= {*scores(site)})
+            assert not site.far_ends["cloud"].same_content
 
     simulated(scenario, tmp_path)
 

@@ -49,6 +49,8 @@ def test_whatever_makes_it_another_result_makes_another_id() -> None:
         draft(window(row=7)),
         draft(msgspec.structs.replace(window(), start_ns=1)),
         draft(msgspec.structs.replace(window(), start_ns=2)),
+        draft(msgspec.structs.replace(window(), number=1)),
+        draft(msgspec.structs.replace(window(), number=2)),
     ]
     assert len({each.unique for each in others}) == len(others)
 
