@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from enum import StrEnum
@@ -49,8 +50,11 @@ UNWRITABLE = (
 """What rows raise that SQLite cannot take: a fault of whoever made them, not of the disk. Trying again changes nothing."""
 
 
-def trouble(error: sqlite3.Error) -> Trouble:
-    """SQLite's result code -> what it means for us. Raises what is no trouble of the disk but a fault of ours."""
+def trouble(error: sqlite3.Error | OSError) -> Trouble:
+    """SQLite's result code, or the file system's -> what it means for us. Raises what is no trouble of the disk but a fault of
+    ours."""
+    if isinstance(error, OSError):
+        return _MEANINGS_OF_THE_SYSTEM.get(error.errno or 0, Trouble.FAILING)
     if isinstance(error, UNWRITABLE):
         raise error
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
@@ -68,6 +72,14 @@ _MEANINGS = {
     sqlite3.SQLITE_NOTADB: Trouble.CORRUPT,
     sqlite3.SQLITE_BUSY: Trouble.LOCKED,
     sqlite3.SQLITE_LOCKED: Trouble.LOCKED,
+}
+
+_MEANINGS_OF_THE_SYSTEM = {
+    errno.ENOSPC: Trouble.FULL,
+    errno.EDQUOT: Trouble.FULL,
+    errno.EROFS: Trouble.READ_ONLY,
+    errno.EACCES: Trouble.READ_ONLY,
+    errno.EPERM: Trouble.READ_ONLY,
 }
 
 
@@ -139,8 +151,9 @@ class FileDisk:
             os.close(folder)
 
     def identity(self, path: Path) -> int:
+        """Of the database and its WAL: what was committed since the last checkpoint stands in that one alone."""
         try:
-            return path.stat().st_ino
+            return path.stat().st_ino << 64 | path.with_name(path.name + "-wal").stat().st_ino
         except OSError:
             return 0
 
@@ -150,8 +163,11 @@ class FileDisk:
         new = sqlite3.connect(target)
         try:
             database.backup(new)
-        finally:
+        except BaseException:
             new.close()
+            target.unlink(missing_ok=True)  # the next try begins anew, and needs the room
+            raise
+        new.close()
 
 
 def _files(path: Path) -> list[Path]:
@@ -169,6 +185,9 @@ def open_read_only(path: Path, *, alone: bool = False) -> Database:
 
 DiskError = sqlite3.DatabaseError
 """What any of it raises; `trouble` tells what it means."""
+
+DISK_ERRORS = (DiskError, OSError)
+"""Where files are looked at, moved or copied as well: a folder that may not be entered any more is the file system's to tell."""
 
 
 def full(cause: str) -> DiskError:

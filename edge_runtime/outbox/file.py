@@ -12,18 +12,19 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.outbox import damage, journal, schema, tables
+from edge_runtime.outbox import damage, schema, tables
 from edge_runtime.outbox.batch import BATCH_BYTES_MAX, Batch
+from edge_runtime.outbox.books import Acknowledged, Books, read
 from edge_runtime.outbox.boots import Boots
 from edge_runtime.outbox.database import BUSY_S_MAX, DiskError, Transaction, Trouble, corrupt, locked, trouble
 from edge_runtime.outbox.epochs import Epoch, in_use
 from edge_runtime.outbox.gaps import Change, Gaps
 from edge_runtime.outbox.inserts import insert
-from edge_runtime.outbox.journal import Held, Journal
+from edge_runtime.outbox.journal import Journal
 from edge_runtime.outbox.pace import QUICK_BYTES_MAX, Pace
 from edge_runtime.outbox.room import Room
 from edge_runtime.outbox.salvage import salvage
-from edge_runtime.ports import Clock, Database, Disk, EdgeError, Ranges
+from edge_runtime.ports import Clock, Database, Disk, EdgeError
 from edge_runtime.records import LANES, Draft, Gap, Lane, Record
 
 REFUSED_MAX, REFUSED_SHARE = 250, 64
@@ -31,21 +32,6 @@ REFUSED_MAX, REFUSED_SHARE = 250, 64
 
 SALVAGED = ".salvaged"
 """The new file beside the corrupt one, until it takes its place."""
-
-
-Acknowledged = Mapping[tuple[str, Lane], Ranges]
-"""What each sink need not be given any more of a lane."""
-
-
-class Books(msgspec.Struct, frozen=True):
-    """What is on the disk, in short; replaced as a whole after each transaction."""
-
-    heads: dict[Lane, int]
-    epochs: tuple[Epoch, ...] = ()
-    acknowledged: Acknowledged = {}
-    boots: dict[int, tuple[str, int | None]] = {}
-    journal: Held = Held()
-    purge_left: bool = False
 
 
 class OutboxFile:
@@ -66,7 +52,7 @@ class OutboxFile:
         self._identity = 0
         self._boots, self._pace = Boots(), Pace()
         self._patient = True
-        self._rescued = False
+        self._rescued = self._adrift = False
         self.offered: dict[Lane, int] = {}
         """The highest seqs that a sink was given to send, in this run."""
         self.books = Books(dict.fromkeys(LANES, 0))
@@ -142,20 +128,25 @@ class OutboxFile:
             for sink, lane in tables.refused_kinds(database):
                 tables.trim_refused(database, sink, lane, REFUSED_MAX, self._refused_bytes_max)
             self._journal.know(database)
-            books = self._read_books(database)
+            books = read(database)
         self._journal.measure(books.journal)
         self.books = msgspec.structs.replace(books, purge_left=True)
 
     def write(self, batch: Batch) -> None:
         """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""
-        database = self._write_connection()
-        if not self._is_in_place():
-            self._rescue(database)
+        database = self.keep()
         if self._landed(database, batch):
             return
         self._room.check_log(database, batch, purging=bool(batch.acknowledged or self.books.purge_left))
         self._commit(database, batch, batch.acknowledged)
         self._room.cut_log(database)
+
+    def keep(self) -> Database:
+        """Also before the last connection is closed: what only it holds has a name again then."""
+        database = self._write_connection()
+        if not self._is_in_place():
+            self._rescue(database)
+        return database
 
     def append(self, batch: Batch) -> bool:
         """Its rows, on the event loop, by whoever knows that the writer's thread is idle; what it acknowledges is left out.
@@ -208,11 +199,17 @@ class OutboxFile:
 
     def _rescue(self, database: Database) -> None:
         """The file was removed or replaced while we had it open. What we wrote is still behind our connection, and nowhere else:
-        it is written out, and takes its place again when both threads have let go of the old one."""
+        it is written out, and takes its place again when both threads have let go of the old one. Until it is (the disk is full,
+        which may be why somebody removed it) the connection stays open: closed, it would take all of it along."""
+        self._adrift = True
         if self._disk.size_bytes(self._salvaged):
             self._disk.set_aside(self._salvaged)
-        self._disk.copy(database, self._salvaged)
-        self._rescued = True
+        try:
+            self._disk.copy(database, self._salvaged)
+        except DiskError as error:
+            self._adrift = trouble(error) is not Trouble.CORRUPT
+            raise
+        self._rescued, self._adrift = True, False
         raise corrupt(f"{self._path.name} was removed or replaced while it was in use")
 
     def _landed(self, database: Database, batch: Batch) -> bool:
@@ -225,7 +222,7 @@ class OutboxFile:
         now = (tables.heads(database), tables.journal_last(database))
         if now == (before.heads, before.journal.last) or now != (after.heads, after.journal.last):
             return False
-        self.books = self._read_books(database)
+        self.books = read(database)
         return True
 
     def _write(self, change: Change, batch: Batch, new: Acknowledged) -> Books:
@@ -261,7 +258,7 @@ class OutboxFile:
         with Transaction(database):
             if epoch not in [each.name for each in tables.epochs(database)]:
                 tables.rename_epoch(database, current.name, Epoch(epoch, after))
-            books = self._read_books(database)
+            books = read(database)
         self.books = msgspec.structs.replace(books, purge_left=True)
 
     def read_gaps(self, first: int, last: int, limit: int) -> list[Record]:
@@ -273,6 +270,8 @@ class OutboxFile:
 
     def drop_writer(self) -> None:
         """After a DiskError: the connection may be stale (the disk came back read-only, the file was replaced)."""
+        if self._adrift:
+            return
         writer, self._writer, self._patient = self._writer, None, True
         if writer:
             with contextlib.suppress(DiskError):
@@ -358,7 +357,7 @@ class OutboxFile:
         self._end_replacement()
         if self.books.epochs:  # seqs were given to gap records, and rows are gone
             self._writer = self._open()
-            self.books = self._read_books(self._writer)
+            self.books = read(self._writer)
 
     def _end_replacement(self) -> None:
         """Also after a crash in the midst of it: a salvage that is complete takes the corrupt file's place."""
@@ -381,15 +380,6 @@ class OutboxFile:
     @property
     def _refused_bytes_max(self) -> int:
         return self.size_bytes_max // REFUSED_SHARE // self._refusers_number
-
-    def _read_books(self, database: Database) -> Books:
-        return Books(
-            tables.heads(database),
-            tuple(tables.epochs(database)),
-            tables.acknowledged(database),
-            tables.boots(database),
-            journal.read(database),
-        )
 
     def _set_aside(self, change: Change, sink: str, record: Record, cause: str) -> None:
         tables.add_refused(change.database, sink, record, cause, REFUSED_MAX, self._refused_bytes_max)

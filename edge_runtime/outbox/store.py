@@ -16,7 +16,7 @@ import msgspec
 
 from edge_runtime.outbox import tables
 from edge_runtime.outbox.batch import RECORD_OVERHEAD_BYTES, Batch, Position, samples_bytes
-from edge_runtime.outbox.database import HINTS, UNWRITABLE, DiskError, Trouble, trouble
+from edge_runtime.outbox.database import DISK_ERRORS, HINTS, UNWRITABLE, DiskError, Trouble, trouble
 from edge_runtime.outbox.epochs import confirmed, used_by_another
 from edge_runtime.outbox.file import OutboxFile
 from edge_runtime.outbox.news import News
@@ -105,6 +105,7 @@ class Store:
         self._wake.set()
         if self._task:
             await self._task
+            await self._until_it_works(self._writer, self._file.keep)
         await self._reader.run(self._file.drop_reader)
         await self._writer.run(self._file.drop_writer)
         self._reader.close()
@@ -291,7 +292,7 @@ class Store:
             return False
         try:
             appended = self._file.append(batch)
-        except DiskError as error:
+        except DISK_ERRORS as error:
             await self._drop(self._writer, error)
             return False
         if appended:
@@ -338,7 +339,7 @@ class Store:
         while True:
             try:
                 value = await self._timed(worker, function, *arguments)
-            except DiskError as error:
+            except DISK_ERRORS as error:
                 troubled = True
                 await self._drop(worker, error)
                 await asyncio.sleep(self._dice.uniform(wait_s / 2, wait_s))
@@ -357,8 +358,9 @@ class Store:
         finally:
             self._writing_since_s = None
 
-    async def _drop(self, worker: Worker, error: DiskError) -> None:
-        """Corruption is noted at once: from here on nobody opens the old file, so that it can be replaced."""
+    async def _drop(self, worker: Worker, error: DiskError | OSError) -> None:
+        """Corruption is noted at once: from here on nobody opens the old file, so that it can be replaced. Where the disk is full
+        the writer's connection stays: it holds a file that somebody removes to make room."""
         kind, file = trouble(error), self._file
         if kind is Trouble.CORRUPT:
             file.corrupt = True
@@ -366,7 +368,7 @@ class Store:
             self._set_state(StoreState(kind, str(error), HINTS[kind]))
         if worker is self._reader or kind is Trouble.CORRUPT:
             await self._reader.run(file.drop_reader)
-        if worker is self._writer or kind is Trouble.CORRUPT:
+        if (worker is self._writer and kind is not Trouble.FULL) or kind is Trouble.CORRUPT:
             await self._writer.run(file.drop_writer)
         if worker is self._reader:
             self._wake.set()
