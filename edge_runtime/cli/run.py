@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,12 +163,28 @@ def logger(settings: Log) -> Any:
             render,
         ],
         wrapper_class=_with_level_of_the_moment(structlog.make_filtering_bound_logger(logging.DEBUG)),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Lines(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     log = structlog.get_logger()
     logging.lastResort = _Libraries(log)
     return log
+
+
+class _Lines:
+    """Standard error, for the log. A line that cannot be written (a file on a disk that is full, a pipe whose reader has gone) is
+    lost; it must not end the gateway."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _structlog() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -175,6 +176,19 @@ def test_the_log_is_one_json_line_an_event(capsys: pytest.CaptureFixture[str]) -
     told = json.loads(line)
     assert (told["event"], told["service"], told["level"]) == ("broken", "x", "error")
     assert "ZeroDivisionError" in told["exception"]
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr("sys.stderr", full)
+    try:
+        log = run.logger(Log(format="json"))
+        for _ in range(1_000):
+            log.info("begun", device="press")
+    finally:
+        structlog.reset_defaults()
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_text_that_goes_into_a_file_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:

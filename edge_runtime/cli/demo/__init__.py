@@ -155,6 +155,7 @@ def _stderr_to(file: Path) -> Iterator[None]:
             os.dup2(log.fileno(), 2)
         yield
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the disk is full: who is told that has to see it
+            sys.stderr.flush()
         os.dup2(saved, 2)
         os.close(saved)
