@@ -4,12 +4,13 @@ Holes are looked for within one epoch and lane, between the least and the greate
 at 1 (a restart begins a new epoch, and seq goes on). A hole that a gap record explains is a declared loss, no gap.
 
 Gap records go to every receiver, also those of lanes that a receiver may not have (privacy classes). What they declare is lost
-to it only if it has had something of that lane.
+to it only if it has had something of that lane, and only what did not come: a record that one sink has and another has not when
+it must go is declared to both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -99,15 +100,21 @@ def statistics(rows: Rows) -> Statistics:
     for site, gateway, count in rows.twice:
         of(site, gateway).kept_twice = count
     for (site, gateway), account in accounts.items():
-        ranges = [row[2:] for row in rows.ranges if row[:2] == (site, gateway)]
-        came = {lane for _, lane, *_ in ranges}
+        came: dict[tuple[str, str], Ranges] = {}
+        for *_, epoch, lane, first, last in (row for row in rows.ranges if row[:2] == (site, gateway)):
+            came[epoch, lane] = (*came.get((epoch, lane), ()), (first, last))
         declared = _declare(account, [body for s, g, body in rows.gaps if (s, g) == (site, gateway)], came)
-        _look_for_holes(account, ranges, declared)
+        _look_for_holes(account, came, declared)
     return _summed(list(accounts.values()))
 
 
-def _declare(account: Account, bodies: Iterable[str], came: Container[str]) -> dict[tuple[str, str], Ranges]:
-    """Counts what gap records say is lost. Returns (epoch, lane) -> the ranges that they explain."""
+Came = Mapping[tuple[str, str], Ranges]
+"""Seqs by epoch and lane."""
+
+
+def _declare(account: Account, bodies: Iterable[str], came: Came) -> Came:
+    """Counts what gap records say is lost. Returns the ranges that they explain."""
+    lanes = {lane for _, lane in came}
     explained: dict[tuple[str, str], Ranges] = {}
     for body in bodies:
         try:
@@ -115,25 +122,22 @@ def _declare(account: Account, bodies: Iterable[str], came: Container[str]) -> d
         except msgspec.DecodeError:
             account.lost_reasons.setdefault("unreadable gap record", 0)
             continue
-        if gap.lane is not gap.lane.kind and gap.lane.value not in came:
+        if gap.lane is not gap.lane.kind and gap.lane.value not in lanes:
             account.not_for_here += gap.count
             continue
-        account.declared_lost += gap.count
-        account.lost_reasons[gap.reason] = account.lost_reasons.get(gap.reason, 0) + gap.count
         key = (gap.epoch, gap.lane.value)
+        lost = min(gap.count, intervals.size(tuple(intervals.missing(came.get(key, ()), gap.first, gap.last))))
+        account.declared_lost += lost
+        if lost:
+            account.lost_reasons[gap.reason] = account.lost_reasons.get(gap.reason, 0) + lost
         explained[key] = intervals.union(explained.get(key, ()), ((gap.first, gap.last),))
     return explained
 
 
-def _look_for_holes(
-    account: Account, rows: Iterable[tuple[str, str, int, int]], explained: dict[tuple[str, str], Ranges]
-) -> None:
-    came: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for epoch, lane, first, last in rows:
-        came.setdefault((epoch, lane), []).append((first, last))
+def _look_for_holes(account: Account, came: Came, explained: Came) -> None:
     account.epochs = len({epoch for epoch, _ in came})
     for (epoch, lane), ranges in came.items():
-        known = intervals.union(tuple(ranges), explained.get((epoch, lane), ()))
+        known = intervals.union(ranges, explained.get((epoch, lane), ()))
         for first, last in intervals.missing(known, ranges[0][0], ranges[-1][1]):
             account.gaps += last - first + 1
             if len(account.holes) < HOLES_MAX:

@@ -123,6 +123,14 @@ def test_the_account(file: Path) -> None:
     assert msgspec.to_builtins(ledger.statistics(file))["gaps"] == 10
 
 
+def test_what_came_here_and_was_lost_to_another_sink_is_not_lost(file: Path) -> None:
+    gap = to_json(Gap(lane=Lane.RESULT, epoch="e1", first=1, last=20, count=20, reason="outbox full"))
+    stamp = Stamp("b", 1, 2, True)
+    keep(file, batch(records(1, 15)), batch(records(21, 5)), batch([Record(Lane.GAP, "e1", 1, "outbox", stamp, gap)]))
+    account = only(file)
+    assert (account.declared_lost, account.lost_reasons, account.gaps) == (5, {"outbox full": 5}, 0)
+
+
 def test_a_record_that_stands_there_twice_is_noticed(file: Path) -> None:
     keep(file, batch(records(1, 3, unique="")))
     with sqlite3.connect(file) as database:
