@@ -146,11 +146,20 @@ async def echoes(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bo
     writer.write(reply(body[-60:], "500 Internal Server Error" if len(body) % 2 else "200 OK"))
 
 
-def test_a_server_that_repeats_what_it_was_told_puts_no_value_into_the_log() -> None:
+async def echoes_without_a_head(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(body + b"\r\n\r\n")
+
+
+async def echoes_as_a_version(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(b"HTTP/" + body + b" 200 OK\r\n\r\n")
+
+
+@pytest.mark.parametrize("echo", [echoes, echoes_without_a_head, echoes_as_a_version])
+def test_a_server_that_repeats_what_it_was_told_puts_no_value_into_the_log(echo: Script) -> None:
     """The error goes to the log."""
 
     async def main() -> None:
-        async with server(echoes) as url:
+        async with server(echo) as url:
             each = sink(url)
             for name in ("odd", "even"):
                 await each.open(["e1"])

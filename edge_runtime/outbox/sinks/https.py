@@ -134,6 +134,7 @@ class HttpsSink:
                 socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def _failed(self, error: Exception) -> SinkError:
+        cause = f"{error or type(error).__name__}"
         match error:
             case ssl.SSLCertVerificationError(verify_code=code) if code in _OUT_OF_TIME:
                 hint = "is the clock of this machine right? Else the receiver needs a new certificate"
@@ -145,11 +146,12 @@ class HttpsSink:
                 hint = "is the name in `url` right, and is the name server reachable?"
             case http.client.RemoteDisconnected():
                 hint = "is the receiver running? Does it want https?"
-            case http.client.BadStatusLine():
+            case http.client.BadStatusLine() | http.client.UnknownProtocol():
+                cause = "the answer is no HTTP/1.1"  # the error holds a line of it: perhaps what we have sent
                 hint = "does something else listen there, or does it want https?"
             case _:
                 hint = "is the receiver running, and reachable from here?"
-        return SinkError(f"{self._url}: {error or type(error).__name__}", hint)
+        return SinkError(f"{self._url}: {cause}", hint)
 
     def _understood(self, status: int, body: bytes, digest: str, *, show: bool) -> ReceiptMessage:
         """Raises Refused when the receiver says that it will never take this payload, SinkError for all other answers. `show`:
