@@ -170,9 +170,8 @@ class Model:
         tried: list[Trial] = []
         for candidate in here:
             try:
-                trial = await self._thread.run(
-                    self._attempt_s_max, str(candidate), attempt, self._stored, candidate, self._clock, self._infer_s_max
-                )
+                limits = self._infer_s_max, self._attempt_s_max
+                trial = await self._thread.run(limits[1], str(candidate), attempt, self._stored, candidate, self._clock, *limits)
             except Stuck as error:
                 return [*tried, msgspec.structs.replace(untried(candidate), reason=str(error))]
             tried.append(trial)
@@ -224,7 +223,7 @@ class _Thread:
             if not limit.expired():
                 raise
             self.close()
-            hint = "the next window tries again, and passes over what hangs"
+            hint = "a driver that hangs, or a model too large for it? It is tried again, and what hangs is passed over"
             raise Stuck(f"{what} did not answer within {limit_s:g} s and was left behind", hint) from error
 
     def close(self) -> None:
