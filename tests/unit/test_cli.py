@@ -274,16 +274,16 @@ def test_check_a_good_file(example: str, tmp_path: Path) -> None:
 
 
 def test_check_a_bad_file(example: str) -> None:
-    bad = example.replace("site:", "sites:").replace("type: https", "type: htps")
+    bad = example.replace("site:", "zone:").replace("type: https", "type: htps")
     done = _edge_runtime("check", "-", stdin=bad)
     assert done.returncode == 1
     assert "<stdin>:4: site: is missing\n    hint: The site" in done.stderr
-    assert "did you mean `site`?" in done.stderr
+    assert "did you mean `https`?" in done.stderr
     assert done.stderr.endswith("3 problems\n")
     done = _edge_runtime("check", "-", "--json", stdin=bad)
     problems = json.loads(done.stdout)["problems"]
     assert done.returncode == 1
-    assert {problem["path"] for problem in problems} == {"site", "sites", "sinks.cloud.type"}
+    assert {problem["path"] for problem in problems} == {"site", "zone", "sinks.cloud.type"}
     assert {problem["value"] for problem in problems} == {None, "plant-1", "htps"}  # as they are, not in quotes once more
     assert set(problems[0]) == {"file", "line", "path", "message", "value", "hint"}
 
