@@ -152,10 +152,8 @@ class FileDisk:
 
     def identity(self, path: Path) -> int:
         """Of the database and its WAL: what was committed since the last checkpoint stands in that one alone."""
-        try:
-            return path.stat().st_ino << 64 | path.with_name(path.name + "-wal").stat().st_ino
-        except OSError:
-            return 0
+        database, log = (_inode(each) for each in (path, path.with_name(path.name + "-wal")))
+        return database << 64 | log if database else 0
 
     def copy(self, database: Any, target: Path) -> None:
         """`database`: a connection of `open`."""
@@ -168,6 +166,13 @@ class FileDisk:
             target.unlink(missing_ok=True)  # the next try begins anew, and needs the room
             raise
         new.close()
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _files(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from edge_runtime.bus import messages
 from edge_runtime.bus.messages import Batch, Hello, ReceiptMessage, WireRecord
 from edge_runtime.outbox import intervals
+from edge_runtime.outbox.database import FileDisk
 from edge_runtime.ports import EdgeError, Ranges
 from edge_runtime.receiver import account
 from edge_runtime.records import Lane
@@ -67,17 +68,20 @@ class Ledger:
             self._database = sqlite3.connect(path, timeout=BUSY_MS_MAX / 1000, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
+                self._identity = FileDisk().identity(path)
             except BaseException:
                 self._database.close()
                 raise
 
     def take(self, batches: Sequence[Batch]) -> list[ReceiptMessage]:
         """Keeps what is new of them, all in one transaction. Returns what to answer, once it is on disk."""
+        self._check_place()
         with _explained(self.path), self._transaction():
             return [self._take(batch) for batch in batches]
 
     def hello(self, hello: Hello) -> ReceiptMessage:
         """Everything it has of these epochs."""
+        self._check_place()
         with _explained(self.path):
             found = {
                 epoch: self._database.execute(
@@ -95,11 +99,18 @@ class Ledger:
 
     def probe(self) -> None:
         """Writes what is there already, synced. Raises LedgerError while that does not work."""
+        self._check_place()
         with _explained(self.path), self._transaction():
             self._database.execute(f"PRAGMA user_version = {LAYOUT}")
 
     def close(self) -> None:
         self._database.close()
+
+    def _check_place(self) -> None:
+        """Raises LedgerError: what is written to a file that has no name any more ends with this process, and a gateway would
+        have forgotten it."""
+        if FileDisk().identity(self.path) != self._identity:
+            raise LedgerError(f"{self.path}: was removed or replaced while it was open", "start the receiver again")
 
     def _prepare(self) -> None:
         if self._database.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):

@@ -131,6 +131,19 @@ def test_what_came_here_and_was_lost_to_another_sink_is_not_lost(file: Path) -> 
     assert (account.declared_lost, account.lost_reasons, account.gaps) == (5, {"outbox full": 5}, 0)
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_a_file_that_is_removed_under_it_gives_no_receipt(file: Path, suffix: str) -> None:
+    taking = Ledger(file, "cloud")
+    taking.take([batch(records(1, 5))])
+    file.with_name(file.name + suffix).unlink()
+    for call in (lambda: taking.take([batch(records(6, 5))]), lambda: taking.hello(messages.hello("s", "g", ["e1"]))):
+        with pytest.raises(LedgerError, match="was removed"):
+            call()
+    with pytest.raises(LedgerError, match="was removed"):
+        taking.probe()
+    taking.close()
+
+
 def test_a_record_that_stands_there_twice_is_noticed(file: Path) -> None:
     keep(file, batch(records(1, 3, unique="")))
     with sqlite3.connect(file) as database:
