@@ -106,7 +106,8 @@ OTHERS_REFUSAL = messages.pack(Failure("seq 0", "fix it", "0123456789abcdef"))
     ("script", "words"),
     [
         (says(reply(b"oops", "500 Internal Server Error")), "status 500: 4 bytes"),
-        (says(reply(b'{"cause":"disk full","hint":"buy one"}', "503 Service Unavailable")), "disk full"),
+        (says(reply(b'{"cause":"disk full","hint":"buy one"}', "503 Service Unavailable")), "disk full (buy one)"),
+        (says(reply(b"<html>no upstream</html>", "503 Service Unavailable")), "who stands before it"),
         (says(reply(b'{"cause":"x","y":%s}' % (b"[" * 100_000 + b"]" * 100_000), "502 Bad Gateway")), "status 502: 200018 bytes"),
         (says(reply(b"<html>400 plain HTTP request sent to HTTPS port</html>", "400 Bad Request")), "status 400"),
         (says(reply(OTHERS_REFUSAL, "400 Bad Request")), "status 400"),

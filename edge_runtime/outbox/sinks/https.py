@@ -35,7 +35,7 @@ _HINTS = {
     403: "set `token_file` to a file with the receiver's token",
     404: "is `url` right? The sink adds /v1/batch to it",
     413: "something on the way takes less: set a smaller `batch_records_max`",
-    503: "the receiver cannot write now; its log says why",
+    503: "the receiver cannot take records now, or who stands before it does not reach it",
 }
 
 _OUT_OF_TIME = (9, 10)
@@ -174,6 +174,8 @@ class HttpsSink:
             failure = Failure(_shown(body, show))
         if failure.refused == digest:
             raise Refused(f"{self._url}: {failure.cause}", failure.hint)
+        if status == http.HTTPStatus.SERVICE_UNAVAILABLE and failure.hint:  # a receiver knows what its disk lacks
+            raise SinkError(f"{self._url}: status {status}: {failure.cause}", failure.hint)
         hint = _HINTS.get(
             status, failure.hint or ("put the final address into `url`" if 300 <= status < 400 else "see the receiver's log")
         )
