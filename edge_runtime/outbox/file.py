@@ -134,15 +134,19 @@ class OutboxFile:
 
     def write(self, batch: Batch) -> None:
         """One transaction: all of the batch or nothing. A gap record that was offered to a sink is never changed."""
-        database = self.keep()
+        database = self._connection_in_place()
         if self._landed(database, batch):
             return
         self._room.check_log(database, batch, purging=bool(batch.acknowledged or self.books.purge_left))
         self._commit(database, batch, batch.acknowledged)
         self._room.cut_log(database)
 
-    def keep(self) -> Database:
-        """Also before the last connection is closed: what only it holds has a name again then."""
+    def keep(self) -> None:
+        """Before the last connection is closed: what only it holds has a name again then."""
+        if self._writer or self._rescued:
+            self._connection_in_place()
+
+    def _connection_in_place(self) -> Database:
         database = self._write_connection()
         if not self._is_in_place():
             self._rescue(database)
