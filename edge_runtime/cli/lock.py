@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def held(file: Path, of: Path, *, by: str, choice: str, missing: str) -> Iterator[None]:
-    """`of`: what it stands for; `by`: who else may have it; `choice`: what else to do than to stop that one; `missing`: the hint
-    where the file cannot be made. Raises EdgeError."""
+def held(file: Path, of: Path, *, by: str, hint: str, missing: str) -> Iterator[None]:
+    """`of`: what it stands for; `by`: who else may have it, and the `hint` then; `missing`: the hint where the file cannot be
+    made. Raises EdgeError."""
     import fcntl
     import os
 
@@ -24,7 +24,7 @@ def held(file: Path, of: Path, *, by: str, choice: str, missing: str) -> Iterato
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EdgeError(f"{of}: another {by}", f"stop it, or {choice}") from None
+            raise EdgeError(f"{of}: another {by}", hint) from None
         except OSError as error:
             raise EdgeError(
                 f"{of}: cannot be locked: {error.strerror}", "SQLite needs locks too: put it on a local file system"

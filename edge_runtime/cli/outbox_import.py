@@ -38,7 +38,7 @@ def take_in(old: Path, into: Path, tell: Tell) -> Imported:
         place = place_of(into)
         if (old.parent / LOCK).exists() and old.parent.resolve() != place.path.parent.resolve():
             locks.enter_context(_not_running(old.parent / LOCK))
-        locks.enter_context(locked(place.path.parent))
+        locks.enter_context(locked(place.path.parent, "stop it until the records are in its outbox"))
         return importing.take_in(old, place, disk=FileDisk(), clock=SystemClock(), dice=SystemDice(), tell=tell)
 
 

@@ -120,7 +120,7 @@ def _locked(file: Path) -> AbstractContextManager[None]:
         real.with_name(f"{real.name}-lock"),
         file,
         by="`edge-runtime receive` keeps its records there",
-        choice="give this one another --file",
+        hint="stop it, or give this one another --file",
         missing="is the path right? The folder must exist and be writable for this user",
     )
 

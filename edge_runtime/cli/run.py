@@ -255,8 +255,8 @@ def make_private(data_dir: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Two gateways on one outbox would give the same numbers away: the second one is refused. Raises EdgeError."""
+def locked(folder: Path, hint: str = "stop it, or give this gateway another `data_dir`") -> Iterator[None]:
+    """Two gateways on one outbox would give the same numbers away: the second is refused, with this hint. Raises EdgeError."""
     from edge_runtime.cli import lock
     from edge_runtime.ports import EdgeError
 
@@ -265,6 +265,5 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EdgeError(f"{folder}: {error.strerror}", missing) from None
-    by, choice = "gateway is running on this folder", "give this gateway another `data_dir`"
-    with lock.held(folder / LOCK, folder, by=by, choice=choice, missing=missing):
+    with lock.held(folder / LOCK, folder, by="gateway is running on this folder", hint=hint, missing=missing):
         yield

@@ -430,7 +430,9 @@ def test_half_delivered_killed_taken_in_all_there_once(tmp_path: Path, capfd: py
             new.start()
             new.wait("gateway_started")
             assert cli.main(command) == 1
-            assert "another gateway is running" in capfd.readouterr().err
+            refused = capfd.readouterr().err
+            assert "another gateway is running" in refused
+            assert "data_dir" not in refused, "the hint is for who imports"
             new.delivers(far_end, "all", 1_200)
             with publisher(broker, rate=2_000, count=100, first=1_200) as machine:
                 machine.finish()
