@@ -154,8 +154,10 @@ class Link:
 
     async def _prepare(self) -> None:
         """Until a request may be sent."""
-        if self._client is None:
-            await self.connect()  # another unit gave up a request and closed the connection that all share
+        # Another unit gave up a request, and closed the connection that all share; or the device has closed it while nobody asked
+        # anything: many do after some seconds, or after each answer. Once a poll that would be an outage of a sound device.
+        if self._client is None or (self._lost and not self.options.serial):
+            await self.connect()
         if self._silence_s:
             await self._quiet()
         if self._pause_s:
@@ -321,5 +323,8 @@ def _write_request(unit_id: int, order: Write) -> ModbusPDU:
 
 def _unreachable(options: Options, error: Exception) -> LinkLost:
     if options.serial:
-        return LinkLost(f"cannot open {options.serial}: {error}", "is it plugged in, and is the user in group dialout?")
+        known = "is it plugged in, and is the user in group dialout?"
+        if isinstance(error, termios.error):
+            known = f"does the port know {options.baudrate} baud, parity {options.parity}, stop bits {options.stopbits}?"
+        return LinkLost(f"cannot open {options.serial}: {error}", known)
     return LinkLost(f"cannot connect to {options.host}:{options.port}: {error}", "is the device on, and host and port right?")

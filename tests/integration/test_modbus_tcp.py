@@ -142,10 +142,38 @@ def test_a_restarted_device_is_read_again(tmp_path: Path) -> None:
             device.kill()
             device.start()
             await asyncio.sleep(0.05)
-            with pytest.raises(LinkLost, match="closed the connection"):
+            assert (await read(adapter))["r"] == 7 << 8 | 1
+            device.kill()
+            await asyncio.sleep(0.05)
+            with pytest.raises(LinkLost, match="cannot connect"):
                 await read(adapter)
+            device.start()
             await reopen(adapter)
             assert (await read(adapter))["r"] == 7 << 8 | 1
+            await adapter.close()
+
+    asyncio.run(main())
+
+
+def test_a_device_that_closes_while_nobody_asks_has_no_outage() -> None:
+    """Many do after some seconds, or after each answer. Every other poll of it said that it is unreachable."""
+
+    async def main() -> None:
+        connections = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.append(writer)
+            request = await reader.readexactly(12)
+            writer.write(request[:4] + b"\0\x05" + request[6:8] + b"\x02\0" + bytes([len(connections)]))
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            adapter = build(tcp(server.sockets[0].getsockname()[1]), [{"name": "r", "address": 7}])
+            await adapter.open()
+            for number in range(1, 6):
+                assert (await read(adapter))["r"] == number
+                await asyncio.sleep(0.02)
+            assert len(connections) == 5
             await adapter.close()
 
     asyncio.run(main())
