@@ -226,13 +226,11 @@ def answer_bytes(table: Table, count: int) -> int:
 def plan(options: Options, points: Iterable[Point]) -> tuple[Block, ...]:
     """The fewest requests that the limits allow. Raises Unusable for a point that is larger than a block may be."""
     fields: dict[Table, list[Spot]] = {}
+    points, largest = list(points), options.block_registers_max
+    if large := [f"point {point.name} has {width(point)} registers" for point in points if width(point) > largest]:
+        raise Unusable(f"{', '.join(large)}, block_registers_max is {largest}", "raise block_registers_max (at most 125)")
     for point in points:
         table, address = place(point)
-        if width(point) > options.block_registers_max:
-            raise Unusable(
-                f"point {point.name} has {width(point)} registers, block_registers_max is {options.block_registers_max}",
-                "raise block_registers_max (at most 125)",
-            )
         fields.setdefault(table, []).append(_field(point, table, address, point.order or options.order))
     blocks: list[Block] = []
     for table in TABLES:

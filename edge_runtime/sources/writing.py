@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_runtime.adapter import Adapter, LinkLost, Point, Unknown, Unusable, Writable, WritablePoint
 from edge_runtime.document import closest
+from edge_runtime.foreign import made
 from edge_runtime.ports import EdgeError
 from edge_runtime.records import Outcome, Value
 from edge_runtime.sources.decoding import INTEGER_MAX, INTEGER_MIN
@@ -262,7 +263,11 @@ class Writer:
             return Refusal("it has expired: nothing was sent", "give it more time")
         if not self._live.is_set():
             return Refusal(f"{self._device} is not connected: nothing was sent", "nothing is queued: try again")
-        return check(point, value, self._writes.last_ns(self._device, point.name), now_ns)
+        last_ns = self._writes.last_ns(self._device, point.name)
+        try:
+            return made(partial(check, point, value, last_ns, now_ns), f"its adapter cannot tell what {point.name} can hold")
+        except EdgeError as error:
+            return Refusal(f"{error.cause}: nothing was sent", error.hint)
 
     async def _my_turn(self) -> bool:
         """Waits for the read that is running; not for longer than one may take."""

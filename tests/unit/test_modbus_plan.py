@@ -213,6 +213,8 @@ def test_the_plan_can_be_shown() -> None:
 def test_a_point_larger_than_a_block_is_unusable() -> None:
     with pytest.raises(Unusable, match="point p has 4 registers, block_registers_max is 3"):
         plan(options(block_registers_max=3), [point(address=0, type="float64")])
+    with pytest.raises(Unusable, match="point p has 4 registers, point p has 2 registers, block_registers_max is 1"):
+        plan(options(block_registers_max=1), [point(address=0, type="float64"), point(address=9), point(address=8, type="int32")])
 
 
 def test_what_the_guide_declares_is_valid() -> None:

@@ -288,6 +288,25 @@ def test_nothing_is_sent_to_a_point_that_is_not_declared_for_it() -> None:
     simulate(scenario, seeds=1)
 
 
+def test_an_adapter_that_fails_at_what_fits_refuses() -> None:
+    class Careless(Faulty):
+        class Point(WritablePoint):
+            def fit(self, raw: Value) -> Value:
+                return {1: 1}[raw]  # type: ignore[index]
+
+    async def scenario() -> None:
+        b = bench(Careless)
+        await asyncio.sleep(0.5)
+        outcome = await b.write(21.5)
+        assert outcome.outcome == "refused"
+        assert "its adapter cannot tell what a can hold: KeyError at test_writing.py:" in outcome.cause
+        assert b.adapter.received == []
+        assert (await b.write(1)).outcome == "verified"
+        await b.stop()
+
+    simulate(scenario, seeds=1)
+
+
 def test_nothing_is_queued_for_a_device_that_is_away() -> None:
     async def scenario() -> None:
         b = bench()
