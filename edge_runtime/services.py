@@ -113,6 +113,9 @@ def run_to_the_end(main: Coroutine[Any, Any, None], log: Any) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(main)
+    except SystemExit as error:  # in a task, or a call back, that an adapter has left: no supervisor is around it
+        log.error("process_ended", cause=f"sys.exit was called: {told(error)}", hint="tell the author of what is at that place")
+        raise
     finally:
         if late := loop.run_until_complete(cancel(list(asyncio.all_tasks(loop)), LEFT_S_MAX)):
             log.error("tasks_left_behind", tasks=sorted(task.get_name() for task in late))

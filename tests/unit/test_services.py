@@ -122,3 +122,21 @@ def test_a_call_in_a_thread_that_never_returns_does_not_keep_the_process() -> No
     """asyncio.to_thread of a blocking library: neither the loop nor Python ends before it does."""
     done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, timeout=60, env=paths())
     assert (done.returncode, done.stdout, done.stderr) == (0, "calls_left_behind\n", "")
+
+
+def test_who_ends_the_process_from_within_is_told() -> None:
+    log = Log()
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(exits)
+        await listens()
+
+    with pytest.raises(SystemExit):
+        services.run_to_the_end(main(), log)
+    ((event, words),) = log.lines
+    assert event == "process_ended"
+    assert "SystemExit at test_services.py:" in words["cause"]
+
+
+def exits() -> None:
+    sys.exit(5)
