@@ -34,6 +34,10 @@ SALVAGED = ".salvaged"
 """The new file beside the corrupt one, until it takes its place."""
 
 
+LOOK_NS = 100_000_000
+"""So often appends look whether the file still has its name: a WAL that is written all the time tells it in 40 us."""
+
+
 class OutboxFile:
     """`wal_bytes` is what the WAL may grow to; the cap holds for database, WAL and shared memory together. `size_bytes_max` is
     that of the settings; while they are on trial, that of the settings which may come back holds where it is larger (`know`)."""
@@ -49,7 +53,7 @@ class OutboxFile:
         self._unsure: tuple[Batch, Books] | None = None
         self.corrupt = False
         """Set when one of the two threads met corruption; both connections are closed before the file is replaced."""
-        self._identity = 0
+        self._identity = self._looked_ns = 0
         self._boots, self._pace = Boots(), Pace()
         self._patient = True
         self._rescued = self._adrift = False
@@ -159,7 +163,7 @@ class OutboxFile:
         deletes = batch.refused or self.books.purge_left or self._journal.trims_many(batch, self.books.journal)
         if database is None or self.corrupt or deletes or batch.size_bytes > QUICK_BYTES_MAX or not self._pace.quick:
             return False
-        if not (self._room.fits(batch) and self._is_in_place()):
+        if not self._room.fits(batch) or (self._clock.mono_ns() - self._looked_ns > LOOK_NS and not self._is_in_place()):
             return False
         self._set_patience(database, patient=False)
         try:
@@ -171,6 +175,7 @@ class OutboxFile:
         return True
 
     def _is_in_place(self) -> bool:
+        self._looked_ns = self._clock.mono_ns()
         return self._disk.identity(self._path) == self._identity
 
     def _set_patience(self, database: Database, *, patient: bool) -> None:

@@ -19,6 +19,7 @@ from waiting import until
 from edge_runtime.outbox import pace
 from edge_runtime.outbox.batch import Position
 from edge_runtime.outbox.database import FileDisk, Trouble, full
+from edge_runtime.outbox.file import LOOK_NS
 from edge_runtime.outbox.journal import TRIM_QUICK_MAX
 from edge_runtime.outbox.pace import QUICK_BYTES_MAX
 from edge_runtime.outbox.store import Store
@@ -397,6 +398,7 @@ def test_a_file_that_is_removed_or_found_corrupt_is_nothing_for_the_loop(tmp_pat
         async with quick(path, disk) as store:
             for each in path.parent.glob("outbox.db*"):
                 each.unlink()
+            await asyncio.sleep(2 * LOOK_NS / 1e9)
             await store.commit([draft(1)])
             assert disk.last() == THREAD
             assert sorted(texts(await everything(store))) == ["1", "first", "second"]

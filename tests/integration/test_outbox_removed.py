@@ -14,9 +14,12 @@ from outboxes import draft, everything, opened, texts
 from waiting import until
 
 from edge_runtime.outbox.database import Trouble
+from edge_runtime.outbox.file import LOOK_NS
 from edge_runtime.records import Lane
 
 pytestmark = pytest.mark.usefixtures("both_writers")
+
+LOOK_S = 2 * LOOK_NS / 1e9
 
 
 def remove_the_file(file: Path) -> None:
@@ -81,6 +84,7 @@ def test_what_was_written_after_it_outlives_a_kill(disturb: Callable[[Path], Non
             for n in range(50):
                 await store.commit([draft(n)])
             disturb(file)
+            await asyncio.sleep(LOOK_S)
             for n in range(50, 60):
                 await store.commit([draft(n)])
             shutil.copytree(file.parent, left)  # what `kill -9` leaves
@@ -141,6 +145,7 @@ def test_a_folder_that_cannot_be_entered_is_a_state(tmp_path: Path) -> None:
                 await store.commit([draft(n)])
             folder.rename(aside)
             folder.write_bytes(b"")
+            await asyncio.sleep(LOOK_S)
             late = asyncio.ensure_future(asyncio.wait_for(store.commit([draft(50)]), 30))
             await until(lambda: store.state.trouble)
             folder.unlink()
