@@ -157,34 +157,47 @@ class Raw:
 
 
 class Flood:
-    """Publishes `packets`, one after the other, again and again, `rate` a second, from a thread."""
+    """Publishes `packets`, one after the other, again and again, `rate` a second, from a thread.
+
+    It is the only one that uses the connection. Of two in one TLS session (Python 3.11 has no lock there) the one that reads
+    saw an end that was none, in 3 of 400 floods; with answers left unread, the closed connection takes along what the broker has
+    not read yet. It seemed to have counted 52 of 10,018 too few."""
 
     def __init__(self, raw: Raw, packets: Sequence[bytes], rate: float) -> None:
         self.sent = 0
         self.error = ""
+        """Why it ended before it was told to."""
         self.began_s = time.monotonic()
         self._raw, self._packets, self._rate = raw, packets, rate
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._send, self._drain)]
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def _send(self) -> None:
+    def _run(self) -> None:
+        sock = self._raw.sock
         try:
             while not self._over.is_set():
                 due = int((time.monotonic() - self.began_s) * self._rate) - self.sent
                 chunk = b"".join(self._packets[(self.sent + n) % len(self._packets)] for n in range(due))
-                if chunk:
-                    self._raw.sock.settimeout(30)
-                    self._raw.sock.sendall(chunk)
+                sock.settimeout(30)
+                sock.sendall(chunk)
                 self.sent += due
+                self._take_answers()
                 self._over.wait(BURST_S)
+            # What was sent is read: words of the broker that met a closed socket would make it lose what it has not read yet.
+            sock.settimeout(30)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65_536):
+                pass
         except OSError as error:
-            self.error = str(error)
+            self.error = f"{type(error).__name__}: {error}"
 
-    def _drain(self) -> None:
-        """PUBACKs, and whatever else comes, to the end of it."""
-        with contextlib.suppress(OSError, ValueError):
+    def _take_answers(self) -> None:
+        """PUBACKs, and whatever else has come. Raises OSError where the broker has closed the connection."""
+        self._raw.sock.settimeout(0)
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
             while self._raw.sock.recv(65_536):
                 pass
+            raise ConnectionResetError("the broker has closed the connection")
 
     @property
     def rate(self) -> float:
@@ -192,19 +205,12 @@ class Flood:
 
     def __enter__(self) -> Flood:
         self.began_s = time.monotonic()
-        for each in self._threads:
-            each.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What was sent is read: words of the broker that met a closed socket would make it lose what it has not read yet."""
         self._over.set()
-        sending, draining = self._threads
-        for each, how in ((sending, socket.SHUT_WR), (draining, socket.SHUT_RDWR)):
-            each.join(35)
-            with contextlib.suppress(OSError):
-                self._raw.sock.shutdown(how)
-        draining.join(35)  # before the socket is closed: its number may be another one's in a moment
+        self._thread.join(65)
         self._raw.close()
 
 
