@@ -26,7 +26,7 @@ from heavy import CACHE, POINTS
 from netns import Network
 
 PORT = 1883
-MOVES = {"broker_joined", "broker_hosted", "broker_lost", "broker_handed_over", "own_broker_lost"}
+MOVES = {"broker_joined", "broker_hosted", "broker_lost", "broker_handed_over", "own_broker_lost", "own_broker_back"}
 """Lines of the log, after which a gateway is on another broker, or on none."""
 
 
@@ -91,7 +91,7 @@ class Site:
         if not said:
             return 0.0, ""
         last = said[-1]
-        host = {"broker_joined": last.get("host", ""), "broker_hosted": name}.get(last["event"], "")
+        host = {"broker_joined": last.get("host", ""), "broker_hosted": name, "own_broker_back": name}.get(last["event"], "")
         return instant(last), host
 
     def host(self, names: Sequence[str] = ()) -> str:

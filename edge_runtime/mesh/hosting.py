@@ -57,6 +57,8 @@ class Hosting:
         """Of our broker, for this machine; None: it does not run (any more)."""
         self._run = ""
         self._said: Brokers | None = None
+        self._lost = False
+        """Our own broker, as was told; that it is back has to be told, too."""
         self._again = False
         """It has to be said again, though nothing in it has changed."""
         self._hints: deque[Endpoint] = deque(maxlen=LIKELY_MAX)
@@ -112,7 +114,7 @@ class Hosting:
                 now_ns = self._clock.mono_ns()
                 if self._said is not None:
                     self._log.warning("own_broker_lost", cause=error.cause, hint=error.hint)
-                    lost_ns, self._said = now_ns, None
+                    lost_ns, self._said, self._lost = now_ns, None, True
                 elif not lost_ns:
                     lost_ns = began_ns
                 if now_ns - lost_ns > DOWN_S_MAX * 1e9:
@@ -131,6 +133,9 @@ class Hosting:
             said = self._mine()
             await connection.publish(topics.brokers(self._site), presence.pack(said), qos=1, retain=True)
             self._said = said
+            if self._lost:
+                self._lost = False
+                self._log.info("own_broker_back")
             await self._link.serve(connection, Home(where, self._candidates.me.name, run))
         finally:
             await connection.close()

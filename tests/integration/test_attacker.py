@@ -18,6 +18,7 @@ import pytest
 from attacked import LINE, NAMES, RATE_MIN, ROWS_PER_S, RSS_GROWTH_BYTES_MAX, Plant, plant
 from attackers import Flood, Knocking, NoWayIn, Raw, Trap, announced, credentials, publish
 from gateways import until
+from sites import brokers_of
 from trusted import Site as Authority
 
 from edge_runtime.bus import control, mosquitto, presence, programs
@@ -454,6 +455,15 @@ def test_a_host_that_hangs_in_a_flood_is_left(site: Plant) -> None:
         finally:
             process.send_signal(signal.SIGCONT)
         until(lambda: site.host, "one broker for all")
+
+
+def test_a_host_whose_broker_was_killed_says_that_it_is_back(site: Plant) -> None:
+    """Else its log ends with the loss, and whoever looks takes the site for one without a broker."""
+    host = site.host
+    before = len(site.said("own_broker_back", host))
+    for each in brokers_of(site.site.gateways[host]):
+        each.kill()
+    until(lambda: len(site.said("own_broker_back", host)) > before, "back on its own broker")
 
 
 def counted(site: Plant, what: str, reason: str = "", of: str = LINE) -> float:
